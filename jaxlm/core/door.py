@@ -1,0 +1,166 @@
+"""What all doors share: flags, one-line errors, exit codes; without jax, so quickly.
+
+Exit codes: 0 done, 2 something that the user can mend, 130 interrupted, 141 the reader
+of our output went away. Any other exception is a bug and keeps its traceback (exit 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.schema import nearest
+
+OVERRIDE = "--config."
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are a UserError, one line without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+    def parse(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The door's own flags, and the ``--config.key=value`` arguments untouched.
+
+        Raises:
+            UserError: an unknown flag, a missing one or a bad value.
+        """
+        overrides, own = split_overrides(arguments)
+        for argument in own:  # first, or a misspelt flag is reported as a missing one
+            flag = argument.partition("=")[0]
+            if len(flag) > 2 and flag.startswith("--"):
+                if flag not in self._option_string_actions:
+                    self.error(self._unknown(flag))
+        known, unknown = self.parse_known_args(own)
+        if unknown:
+            self.error(f"{unknown[0]!r}: no such argument")
+        if overrides and "--config" not in self._option_string_actions:
+            self.error(f"{overrides[0]}: this door reads the config of --workdir")
+        return known, overrides
+
+    def _unknown(self, flag: str) -> str:
+        if "." in flag and "--config" in self._option_string_actions:
+            near = f"--config.{flag.lstrip('-')}"
+        else:
+            near = nearest(flag, self._option_string_actions)
+        hint = f"; nearest: {near}" if near else ""
+        return f"{flag}: no such flag{hint}"
+
+
+def make_parser(description: str, *, config: bool = False) -> Parser:
+    """A parser with the shared flags, to which a door adds its own.
+
+    Args:
+        description: what the door does.
+        config: whether the door takes ``--config`` and ``--explain`` and overrides
+            (its --workdir is then optional, for ``--explain`` needs none); otherwise
+            ``--workdir`` is required and the config is read from there.
+    """
+    parser = Parser(
+        description=description,
+        allow_abbrev=False,
+        epilog="--config.KEY=VALUE sets a key of the config; --explain lists all keys."
+        if config
+        else None,
+    )
+    if config:
+        parser.add_argument(
+            "--config",
+            type=_filled,
+            metavar="FILE[:VARIANT]",
+            help="config file, such as configs/ner.py:tiny",
+        )
+        parser.add_argument(
+            "--explain",
+            action="store_true",
+            help="print every key, its value and where that came from; do nothing else",
+        )
+    parser.add_argument(
+        "--workdir", type=_filled, required=not config, help="directory of the run"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of every error"
+    )
+    return parser
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """``--config.key=value`` arguments (or ``--config.key value``), and the rest."""
+    overrides: list[str] = []
+    rest: list[str] = []
+    waiting = False
+    for argument in arguments:
+        if argument.startswith(OVERRIDE):
+            overrides.append(argument)
+            waiting = "=" not in argument
+        elif waiting and not argument.startswith("--"):
+            overrides.append(argument)
+            waiting = False
+        else:
+            rest.append(argument)
+            waiting = False
+    return overrides, rest
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call a door's ``main`` with the command line; end the process if it fails."""
+    arguments = sys.argv[1:]
+    try:
+        main(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _fail(f"error: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"error: {error.filename or 'disk'}: {error.strerror}", 2)
+
+
+def writable_directory(path: str | Path) -> Path:
+    """The directory at ``path``, made where it is missing, and tried by a file in it.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"{path}: a file stands where a directory is needed; name another"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; name another directory"
+        ) from error
+
+
+def _filled(text: str) -> str:
+    """Refuses ``--workdir=$UNSET``, which would mean the current directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,109 @@
+"""Files on the local disk: atomic writes, JSON, confined paths, the cache folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from jaxlm.core.errors import UserError
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 file so that a reader sees the old content or the new, never half.
+
+    Missing parent folders are made. A write that fails leaves the old file as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkstemp: its mode 0600 would hide a shared run from its readers.
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    try:
+        with open(temporary, "x", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as indented JSON; NaN and infinities become ``null``.
+
+    Arrays and array scalars (anything with ``tolist``) become lists and numbers.
+    """
+    text = json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def to_plain(value: Any) -> Any:
+    """What strict JSON can hold: arrays as lists, paths as strings, NaN as None."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return to_plain(value.tolist())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Parse a UTF-8 JSON file; UserError with line and column where it is broken."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{error.lineno}:{error.colno}: broken JSON: {error.msg}"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{path}: broken JSON: nested too deeply") from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The content of a UTF-8 file without its byte order mark; else UserError."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def inside(root: str | os.PathLike[str], relative: str) -> Path:
+    """The path ``root/relative``, only if it cannot leave ``root``.
+
+    Raises UserError for an absolute path, a ``..`` part, a NUL byte, or a symbolic link
+    that leads outside. The path itself need not exist.
+    """
+    # Backslashes and drive letters too: a manifest may be written on another system.
+    parts = relative.replace("\\", "/").split("/")
+    if "\0" in relative or parts[0] == "" or ".." in parts or ":" in parts[0]:
+        raise UserError(
+            f"path {relative!r} must be relative and stay inside {os.fspath(root)}"
+        )
+    path = Path(root) / relative
+    if not path.resolve().is_relative_to(Path(root).resolve()):
+        raise UserError(
+            f"path {relative!r} leads outside {os.fspath(root)} by a symbolic link"
+        )
+    return path
+
+
+def cache_directory() -> Path:
+    """Downloads: $JAXLM_CACHE, else $XDG_CACHE_HOME/jaxlm, else ~/.cache/jaxlm."""
+    if own := os.environ.get("JAXLM_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "jaxlm"
+    return Path.home() / ".cache" / "jaxlm"

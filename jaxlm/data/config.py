@@ -1,0 +1,61 @@
+"""What a user may say about data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxlm.core.schema import ConfigError, field
+
+Source = str | Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how they become rows."""
+
+    train: Source = field("sample:ner", "training data: a source string or records")
+    validation: Source = field("sample:ner", "data scored during training; '' for none")
+    test: Source = field("sample:ner", "data scored once at the end; '' for none")
+    format: str = field(
+        "auto",
+        "file format of path sources; auto: by the file's ending",
+        choices=("auto", "conll", "jsonl", "csv", "tsv", "parquet"),
+    )
+    columns: str = field(
+        "",
+        "column names where they are not the usual ones, as 'text=review,label=stars';"
+        " numbers (from 0) for a file without a header line",
+    )
+    scheme: str = field(
+        "auto",
+        "how entity labels are written in the data; all become IOB2",
+        choices=("auto", "iob1", "iob2", "io", "bioes"),
+    )
+    max_length: int = field(128, "tokens in a row, special tokens included", minimum=8)
+    stride: int | None = field(
+        None,
+        "tokens that two windows of an example share (overflow=split); none: a quarter"
+        " of max_length",
+        minimum=0,
+    )
+    overflow: str = field(
+        "split",
+        "examples longer than max_length: split into windows and stitch the"
+        " predictions, truncate (counted and reported), or error",
+        choices=("split", "truncate", "error"),
+    )
+    packing: bool = field(True, "put several short examples in one row of max_length")
+    workers: int = field(
+        2, "threads that collate rows ahead of the step", minimum=1, maximum=256
+    )
+
+    def __post_init__(self) -> None:
+        most = self.max_length - 3  # two special tokens, and a window must advance
+        if self.overflow == "split" and (self.stride or 0) > most:
+            raise ConfigError(
+                "data.stride",
+                f"{self.stride} is not allowed; at most {most}, below"
+                f" config.data.max_length - 2 (max_length is {self.max_length})",
+            )

@@ -1,0 +1,50 @@
+"""UTF-8 text files, line by line, with the line to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxlm.core.errors import UserError
+
+_MAGIC = {
+    b"\x1f\x8b": "is compressed with gzip; unpack it first",
+    b"PK\x03\x04": "is a zip archive; unpack it first",
+    b"\xff\xfe": "is UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "is UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
+    b"PAR1": "is Parquet; read it with --config.data.format=parquet",
+}
+_BOM = b"\xef\xbb\xbf"
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Read a text file as (number from 1, line with its end).
+
+    Raises:
+        UserError: the file cannot be read, or a line is not UTF-8 text.
+    """
+    try:
+        with open(path, "rb") as file:
+            # Only \n ends a line: U+2028, U+0085 and the like are parts of tokens.
+            for number, raw in enumerate(file, 1):
+                if number == 1:
+                    raw = raw.removeprefix(_BOM)
+                    for magic, problem in _MAGIC.items():
+                        if raw.startswith(magic):
+                            raise UserError(f"{path}: {problem}")
+                yield number, _decode(raw, f"{path}:{number}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _decode(raw: bytes, where: str) -> str:
+    if b"\0" in raw:
+        raise UserError(f"{where}: holds a NUL byte, so this is not a text file")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: is not UTF-8: byte 0x{raw[error.start]:02x} at offset "
+            f"{error.start} of the line; convert the file, as in: iconv -f LATIN1 -t "
+            "UTF-8"
+        ) from None

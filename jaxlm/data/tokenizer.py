@@ -1,0 +1,109 @@
+"""Sub-word tokenizers, as the checkpoint's directory describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from jaxlm.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens around a window: ids before and after its content."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """How many tokens of a window are special."""
+        return len(self.before) + len(self.after)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Sub-word tokens without special ones: ``ids i32[n]``, ``words i32[n]``.
+
+    ``words`` says which word, or which text of a pair, each token came from.
+    """
+
+    ids: np.ndarray
+    words: np.ndarray
+
+
+class Tokenizer:
+    """Words or text to ids, special tokens apart.
+
+    Reads ``tokenizer.json`` with the ``tokenizers`` library (no torch); a directory that
+    has only a vocabulary is converted by ``transformers.AutoTokenizer``. Padding and
+    truncation that the file may carry are switched off: windows are ours to cut.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._tokenizer = _open(directory)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.frame = self._frame()
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the greatest id."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def words(self, words: list[str]) -> Pieces:
+        """Words, already split, to sub-words; a word may yield no token at all."""
+        encoding = self._tokenizer.encode(
+            words, is_pretokenized=True, add_special_tokens=False
+        )
+        index = np.asarray(encoding.word_ids, dtype=np.int32)
+        return Pieces(np.asarray(encoding.ids, dtype=np.int32), index)
+
+    def text(self, text: str) -> np.ndarray:
+        """Running text to ``i32[n]``, without special tokens."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.asarray(encoding.ids, dtype=np.int32)
+
+    def save(self, directory: Path) -> None:
+        """Write ``tokenizer.json``, from which this tokenizer can be read again."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(directory / "tokenizer.json"))
+
+    def _frame(self) -> Frame:
+        """Learn the special tokens from the tokenizer's own template."""
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        special = encoding.special_tokens_mask
+        content = [place for place, flag in enumerate(special) if not flag]
+        if not content:
+            raise UserError(f"{self.directory}: the tokenizer gives nothing for 'a'")
+        first, last = content[0], content[-1]
+        return Frame(tuple(encoding.ids[:first]), tuple(encoding.ids[last + 1 :]))
+
+
+def _open(directory: Path) -> tokenizers.Tokenizer:
+    file = directory / "tokenizer.json"
+    if file.exists():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file))
+        except Exception as problem:  # the library raises bare Exception
+            raise UserError(f"{file}: not a tokenizer: {problem}") from problem
+    names = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+    if not any((directory / name).exists() for name in names):
+        raise UserError(
+            f"{directory}: no tokenizer; one of tokenizer.json, {', '.join(names)}"
+            " must lie beside config.json"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        slow = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        return tokenizers.Tokenizer.from_str(slow.backend_tokenizer.to_str())
+    except (AttributeError, OSError, ValueError, ImportError) as problem:
+        raise UserError(
+            f"{directory}: the tokenizer cannot be read ({problem}); save it with"
+            " transformers as tokenizer.json"
+        ) from problem

@@ -1,0 +1,57 @@
+"""The typed config of an experiment, put together from those of all packages."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from jaxlm.core.schema import ConfigError, field
+from jaxlm.data.config import DataConfig
+from jaxlm.models.config import ModelConfig
+from jaxlm.tasks.config import TaskConfig
+from jaxlm.train.config import (
+    CheckpointConfig,
+    EvaluateConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each axis of the mesh has; -1 takes the rest."""
+
+    data: int = field(-1, "devices that split the rows", minimum=-1)
+    fsdp: int = field(1, "devices that split rows and parameters", minimum=-1)
+    tensor: int = field(1, "devices that split heads and mlp", minimum=-1)
+    context: int = field(1, "devices that split the sequence", minimum=-1)
+
+    def __post_init__(self) -> None:
+        axes = dataclasses.asdict(self)
+        rest = [f"mesh.{axis}" for axis, size in axes.items() if size == -1]
+        if len(rest) > 1:
+            raise ConfigError(
+                rest[-1], f"-1 is not allowed; config.{rest[0]} takes the rest already"
+            )
+        for axis, size in axes.items():
+            if size == 0:
+                raise ConfigError(
+                    f"mesh.{axis}", "0 is not allowed; a number of devices, or -1"
+                )
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that a run is made from."""
+
+    seed: int = field(0, "seed of weights, dropout and data order", minimum=0)
+    task: TaskConfig = field(TaskConfig(), "what is learned")
+    model: ModelConfig = field(ModelConfig(), "which model")
+    data: DataConfig = field(DataConfig(), "which data")
+    train: TrainConfig = field(TrainConfig(), "how long and in what portions")
+    optimizer: OptimizerConfig = field(OptimizerConfig(), "which update rule")
+    schedule: ScheduleConfig = field(ScheduleConfig(), "how the learning rate moves")
+    mesh: MeshConfig = field(MeshConfig(), "how devices share the work")
+    checkpoint: CheckpointConfig = field(CheckpointConfig(), "what is kept on disk")
+    evaluate: EvaluateConfig = field(EvaluateConfig(), "when the model is scored")

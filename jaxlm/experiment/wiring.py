@@ -1,0 +1,240 @@
+"""Config to objects: mesh, tokenizer, task, model, data, as every door needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.files import atomic_write_json, read_json
+from jaxlm.core.mesh import batch_sharding, row_parts, shardings
+from jaxlm.core.schema import flatten
+from jaxlm.core.types import Batch, Params, Record, Task
+from jaxlm.data import sources
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import Dataset, encode
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.data.windows import Windowing
+from jaxlm.experiment.config import ExperimentConfig
+from jaxlm.models.config import TransformerConfig
+from jaxlm.models.functional import Model, functional
+from jaxlm.models.pretrained import Checkpoint, load_weights, read_config
+from jaxlm.models.transformer import Transformer
+from jaxlm.tasks.registry import TASKS, make_task
+from jaxlm.train.evaluator import Evaluator
+
+DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
+LABELS = "labels.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of an experiment, without parameters."""
+
+    config: ExperimentConfig
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    task: Task
+    transformer: TransformerConfig
+    model: Model
+    shardings: Params
+
+    def place(self, arrays: Mapping[str, np.ndarray]) -> Batch:
+        """This process's rows of a batch onto the mesh."""
+        rows = batch_sharding(self.mesh)
+        return {
+            name: jax.make_array_from_process_local_data(rows, value)
+            for name, value in arrays.items()
+        }
+
+    def evaluator(self) -> Evaluator:
+        """An evaluator whose batch divides over the mesh."""
+        data, parts = self.config.data, row_parts(self.mesh)
+        rows = -(-self.config.evaluate.batch_size // parts) * parts
+        return Evaluator(
+            self.task,
+            self.model.apply,
+            self.mesh,
+            place=self.place,
+            batch_size=rows,
+            max_length=data.max_length,
+            packing=data.packing,
+        )
+
+    def encode(self, records: Sequence[Record]) -> Dataset:
+        """Records to windows, by the task."""
+        return encode(records, self.task.encode)
+
+
+def make_parts(
+    config: ExperimentConfig,
+    mesh: jax.sharding.Mesh,
+    directory: Path,
+    labels: Sequence[str],
+) -> Parts:
+    """Build everything from a config and a directory with config.json and tokenizer.
+
+    Raises:
+      UserError: the tokenizer, the lengths or the mesh do not fit the model.
+    """
+    tokenizer = Tokenizer(directory)
+    data = config.data
+    stride = data.max_length // 4 if data.stride is None else data.stride
+    room = data.max_length - tokenizer.frame.length
+    windowing = Windowing(room, min(stride, room - 1), data.overflow)
+    task = make_task(config.task, labels, tokenizer, windowing)
+    _, transformer, _ = read_config(directory)
+    transformer = adapt(transformer, config, task)
+    check_fit(config, transformer, tokenizer, directory)
+    check_rows(config, mesh)
+    backbone = partial(
+        Transformer,
+        transformer,
+        scan=config.model.scan,
+        remat=config.model.remat,
+        dtype=DTYPES[config.train.precision],
+    )
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return task.build(backbone(rngs), rngs)
+
+    model = functional(make)
+    placed = shardings(mesh, model.axes, model.shapes)
+    return Parts(config, mesh, tokenizer, task, transformer, model, placed)
+
+
+def adapt(
+    transformer: TransformerConfig, config: ExperimentConfig, task: Task
+) -> TransformerConfig:
+    """The checkpoint's architecture with what the run changes."""
+    rate = config.model.dropout
+    changes: dict[str, Any] = {"pooler": task.pooler}
+    if rate is not None:
+        changes |= dict.fromkeys(("dropout", "attention_dropout", "head_dropout"), rate)
+    return replace(transformer, **changes)
+
+
+def check_fit(
+    config: ExperimentConfig,
+    transformer: TransformerConfig,
+    tokenizer: Tokenizer,
+    directory: Path,
+) -> None:
+    """Refuse a length or a vocabulary that the embeddings do not reach."""
+    if config.data.max_length > transformer.max_positions:
+        raise UserError(
+            f"config.data.max_length: {config.data.max_length} is not allowed; the model"
+            f" has {transformer.max_positions} positions"
+        )
+    if tokenizer.vocab_size > transformer.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the"
+            f" embedding {transformer.vocab_size} rows; take the model's own tokenizer"
+        )
+
+
+def check_rows(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> None:
+    """Refuse a batch that does not divide over devices and microbatches."""
+    rows, accumulation = config.train.batch_size, config.train.accumulation
+    parts = row_parts(mesh)
+    if rows % (parts * accumulation):
+        raise UserError(
+            f"config.train.batch_size: {rows} rows do not divide over {parts} devices"
+            f" and {accumulation} microbatches; a multiple of {parts * accumulation}"
+        )
+
+
+def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
+    """Pretrained backbone, new head; all new for ``random:`` sources.
+
+    Every leaf is born in its sharding.
+    """
+    key = jax.random.key(parts.config.seed)
+    if checkpoint.weights is None:
+        return jax.jit(parts.model.init, out_shardings=parts.shardings)(key)
+    fitted = replace(checkpoint, config=parts.transformer)
+    shapes, placed = dict(parts.model.shapes), dict(parts.shardings)
+    backbone = load_weights(fitted, shapes.pop("backbone"), placed.pop("backbone"))
+
+    def head(key: jax.Array) -> Params:
+        params = parts.model.init(key)
+        return {name: params[name] for name in shapes}
+
+    return {"backbone": backbone, **jax.jit(head, out_shardings=placed)(key)}
+
+
+def load_records(
+    data: DataConfig, split: str, source: Any = None, *, task: str, labelled: bool = True
+) -> list[Record]:
+    """The records of a split of the config, or of any other source.
+
+    Raises:
+      UserError: the source is bad, or lacks what the task reads.
+    """
+    source = getattr(data, split) if source is None else source
+    records = sources.load(
+        source, split, format=data.format, columns=data.columns, scheme=data.scheme
+    )
+    field = {"token_classification": "labels", "text_classification": "label"}[task]
+    if labelled:
+        for record in records:
+            if record.get(field) is None:
+                raise UserError(
+                    f"{record['source']}: no {field}; {task} needs them in {split} data"
+                    " (name a column by config.data.columns)"
+                )
+    return records
+
+
+def label_set(config: ExperimentConfig, records: Sequence[Record]) -> list[str]:
+    """The labels that the config names, else those of the training records.
+
+    Raises:
+      UserError: there is nothing to tell apart.
+    """
+    labels = list(config.task.labels) or TASKS[config.task.name].label_set(records)
+    least = {"token_classification": 1, "text_classification": 2}[config.task.name]
+    if len(labels) < least:
+        raise UserError(
+            f"config.data.train: {len(labels)} labels in {len(records)} examples;"
+            f" {config.task.name} needs at least {least}"
+        )
+    return labels
+
+
+def save_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """What other doors need of the pretrained source: config.json and tokenizer."""
+    tokenizer.save(folder)
+    atomic_write_json(folder / "config.json", checkpoint.hf)
+
+
+def save_labels(folder: Path, labels: Sequence[str]) -> None:
+    """The resolved label set, for other doors."""
+    atomic_write_json(folder / LABELS, list(labels))
+
+
+def read_labels(folder: Path) -> list[str]:
+    """What ``save_labels`` wrote."""
+    return read_json(folder / LABELS)
+
+
+def in_memory(source: Any) -> bool:
+    """Whether a data source is records rather than a string."""
+    return not isinstance(source, str)
+
+
+def config_values(config: ExperimentConfig) -> dict[str, Any]:
+    """The config by dotted key, as the report shows it."""
+    return {
+        key: f"{len(value)} records" if key.startswith("data.") and in_memory(value)
+        and isinstance(value, Sequence) else value
+        for key, value in flatten(config).items()
+    }

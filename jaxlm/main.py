@@ -1,0 +1,45 @@
+"""Train: ``python -m jaxlm.main --config=configs/ner.py --workdir=runs/ner``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jaxlm.core import config, door
+from jaxlm.core.errors import UserError
+from jaxlm.experiment import ExperimentConfig
+
+
+def main(arguments: list[str]) -> None:
+    """Resolve the config, then train; a second start resumes."""
+    parser = door.make_parser(
+        "Train a model by a config file; the same command again resumes.", config=True
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew in a workdir that holds a run; says what it deletes",
+    )
+    known, overrides = parser.parse(arguments)
+    if known.config is None:
+        raise UserError("--config is missing; for example --config=configs/ner.py")
+    resolved = config.resolve(ExperimentConfig, known.config, overrides)
+    if known.explain:
+        print(config.explain(resolved))
+        return
+    workdir = known.workdir or default_workdir(known.config)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxlm.experiment.training import train
+
+    print(f"workdir {workdir}")
+    train(resolved.config, workdir, overwrite=known.overwrite)
+
+
+def default_workdir(spec: str) -> Path:
+    """``configs/ner.py:tiny`` trains in ``runs/ner-tiny``."""
+    path, _, variant = spec.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
+
+
+if __name__ == "__main__":
+    door.run(main)

@@ -1,0 +1,88 @@
+"""BERT (Devlin et al., 2019, arXiv:1810.04805), post-norm encoder, learned positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxlm.models.config import TransformerConfig
+from jaxlm.models.families.base import Family, Weight, read, require
+
+
+def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
+    """``BertConfig`` of transformers to ours."""
+    require(hf, "position_embedding_type", {"absolute": "learned"})
+    require(hf, "is_decoder", {False: None})
+    require(hf, "add_cross_attention", {False: None})
+    activations = {
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "relu": "relu",
+    }
+    dropout = read(hf, "hidden_dropout_prob", float, 0.1)
+    head_dropout = hf.get("classifier_dropout")
+    return TransformerConfig(
+        vocab_size=read(hf, "vocab_size", int),
+        width=read(hf, "hidden_size", int),
+        layers=read(hf, "num_hidden_layers", int),
+        heads=read(hf, "num_attention_heads", int),
+        mlp_width=read(hf, "intermediate_size", int),
+        max_positions=read(hf, "max_position_embeddings", int),
+        type_vocab_size=read(hf, "type_vocab_size", int, 2),
+        activation=require(hf, "hidden_act", activations),
+        norm_epsilon=read(hf, "layer_norm_eps", float, 1e-12),
+        dropout=dropout,
+        attention_dropout=read(hf, "attention_probs_dropout_prob", float, 0.1),
+        head_dropout=dropout if head_dropout is None else float(head_dropout),
+        initializer_range=read(hf, "initializer_range", float, 0.02),
+    )
+
+
+def linear(ours: str, theirs: str) -> tuple[Weight, Weight]:
+    """The two rows of a linear layer."""
+    return (
+        Weight(f"{ours}/kernel", f"{theirs}.weight", transpose=True),
+        Weight(f"{ours}/bias", f"{theirs}.bias"),
+    )
+
+
+def norm(ours: str, theirs: str) -> tuple[Weight, Weight]:
+    """The two rows of a layer normalisation."""
+    return (
+        Weight(f"{ours}/scale", f"{theirs}.weight"),
+        Weight(f"{ours}/bias", f"{theirs}.bias"),
+    )
+
+
+LAYER = "encoder.layer.{layer}"
+
+BERT = Family(
+    model_type="bert",
+    to_config=to_config,
+    prefix="bert.",
+    weights=(
+        Weight("embeddings/tokens/embedding", "embeddings.word_embeddings.weight"),
+        Weight(
+            "embeddings/positions/embedding", "embeddings.position_embeddings.weight"
+        ),
+        Weight("embeddings/types/embedding", "embeddings.token_type_embeddings.weight"),
+        *norm("embeddings/norm", "embeddings.LayerNorm"),
+        *linear("layers/attention/query", f"{LAYER}.attention.self.query"),
+        *linear("layers/attention/key", f"{LAYER}.attention.self.key"),
+        *linear("layers/attention/value", f"{LAYER}.attention.self.value"),
+        *linear("layers/attention/output", f"{LAYER}.attention.output.dense"),
+        *norm("layers/attention_norm", f"{LAYER}.attention.output.LayerNorm"),
+        *linear("layers/mlp/up", f"{LAYER}.intermediate.dense"),
+        *linear("layers/mlp/down", f"{LAYER}.output.dense"),
+        *norm("layers/mlp_norm", f"{LAYER}.output.LayerNorm"),
+        *linear("pooler", "pooler.dense"),
+    ),
+    ignored=(
+        r"embeddings\.position_ids",
+        r"pooler\.dense\.(weight|bias)",
+        r"cls\..*",
+        r"(classifier|qa_outputs)\.(weight|bias)",
+    ),
+    renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+)

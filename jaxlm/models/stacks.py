@@ -1,0 +1,115 @@
+"""Depth as a list of stacks of equal blocks, with stacked parameters.
+
+A stack is one block whose parameters have a leading axis of layers. It runs by
+``jax.lax.scan``, whose compile time does not grow with depth, or unrolled, with the same
+parameters and the same dropout keys. Cutting a model into several stacks lets a rule
+(what is frozen, say) stop at a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlm.core.trees import flatten, unflatten
+
+
+def stack_names(stacks: Sequence[int]) -> list[tuple[str, range]]:
+    """The name of each stack and the layers in it, from the numbers of layers.
+
+    One stack is called ``layers``; several are ``layers[0:8]``, ``layers[8:12]``.
+    """
+    if len(stacks) == 1:
+        return [("layers", range(stacks[0]))]
+    names, start = [], 0
+    for count in stacks:
+        stop = start + count
+        names.append((f"layers[{start}:{stop}]", range(start, stop)))
+        start = stop
+    return names
+
+
+def create_stack(
+    make_block: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    """A block whose every parameter has a leading axis named ``layers``."""
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(key: jax.Array) -> nnx.Module:
+        return make_block(nnx.Rngs(params=key))
+
+    block = create(jax.random.split(rngs.params(), count))
+    for _, variable in nnx.iter_graph(block):
+        if isinstance(variable, nnx.Param):
+            axes = variable.get_metadata("axes")
+            variable.set_metadata(axes=("layers", *axes))
+    return block
+
+
+def run_stack(
+    stack: nnx.Module,
+    layers: range,
+    x: jax.Array,
+    bias: jax.Array,
+    key: jax.Array | None,
+    *,
+    scan: bool,
+    remat: str,
+) -> jax.Array:
+    """``x [B, S, D]`` through the layers of a stack; see ``Block`` for the rest.
+
+    Layer n draws its dropout from ``fold_in(key, n)``, however the model is cut.
+    """
+    graph, params = nnx.split(stack)
+
+    def layer(x: jax.Array, number: jax.Array, params: Any) -> jax.Array:
+        layer_key = None if key is None else jax.random.fold_in(key, number)
+        return nnx.merge(graph, params)(x, bias, layer_key)
+
+    layer = rematerialise(layer, remat)
+    numbers = jnp.arange(layers.start, layers.stop)
+    if scan:
+        x, _ = jax.lax.scan(lambda x, each: (layer(x, *each), None), x, (numbers, params))
+        return x
+    # lax.split and not indexing: its transpose is one concatenation, where the transpose
+    # of an index is a scatter into zeros of the whole stack, once for every layer.
+    leaves, tree = jax.tree.flatten(params)
+    columns = [jax.lax.split(leaf, (1,) * len(layers)) for leaf in leaves]
+    for index, number in enumerate(layers):
+        parts = [jnp.squeeze(column[index], 0) for column in columns]
+        x = layer(x, jnp.uint32(number), jax.tree.unflatten(tree, parts))
+    return x
+
+
+def rematerialise(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """Trade compute for memory: keep nothing of a block, or its matmuls only."""
+    if remat == "none":
+        return function
+    if remat == "block":
+        return jax.checkpoint(function)
+    if remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(function, policy=policy)
+    raise ValueError(f"remat={remat!r}; allowed: none, block, dots")
+
+
+def regroup(params: dict[str, Any], old: Sequence[int], new: Sequence[int]) -> dict:
+    """The same parameters in another list of stacks (arrays are cut and joined).
+
+    ``params`` is the backbone's tree; leaves outside the stacks pass through.
+    """
+    if sum(old) != sum(new):
+        raise ValueError(f"{sum(old)} layers cannot be grouped as {tuple(new)}")
+    parts = [flatten(params[name]) for name, _ in stack_names(old)]
+    whole = {key: jnp.concatenate([part[key] for part in parts]) for key in parts[0]}
+    rest = {
+        key: value for key, value in params.items() if not key.startswith("layers")
+    }
+    for name, layers in stack_names(new):
+        cut = {key: leaf[layers.start : layers.stop] for key, leaf in whole.items()}
+        rest[name] = unflatten(cut)
+    return rest

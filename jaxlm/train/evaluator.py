@@ -1,0 +1,154 @@
+"""Scoring a model: encode, infer, decode, combine, score; prediction is the same path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.core.mesh import replicated
+from jaxlm.core.types import Apply, Batch, Params, Prediction, Task
+from jaxlm.data.dataset import Dataset, by_example
+from jaxlm.data.loader import Loader
+from jaxlm.data.packing import cut
+from jaxlm.data.plan import PlannedStep, most_segments, plan_once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of one data set: flat metrics, predictions in order, and a report."""
+
+    metrics: dict[str, Any]
+    predictions: list[Prediction]
+    report: str
+    confusion: tuple[list[str], np.ndarray] | None
+
+
+class Evaluator:
+    """Runs a task's model over data sets, on any mesh.
+
+    ``place`` puts host batches on the mesh. Outputs come back whole to every process, so
+    all of them hold all predictions.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        apply: Apply,
+        mesh: jax.sharding.Mesh,
+        *,
+        place: Callable[[dict[str, np.ndarray]], Batch],
+        batch_size: int,
+        max_length: int,
+        packing: bool,
+    ):
+        self.task, self.mesh, self.place = task, mesh, place
+        self.batch_size, self.max_length = batch_size, max_length
+        self.packing = packing
+
+        def run(params: Params, batch: Batch) -> tuple[Any, Any]:
+            outputs = task.infer(apply, params, batch)
+            return _to_host(outputs), task.losses(outputs, batch)
+
+        self._run = jax.jit(run, out_shardings=replicated(mesh))
+
+    def evaluate(self, params: Params, data: Dataset) -> Evaluation:
+        """Loss, the task's metrics and the predictions of a labelled data set."""
+        began = time.perf_counter()
+        totals: dict[str, np.ndarray] = {}
+        predictions = self._predict(params, data, totals)
+        seconds = time.perf_counter() - began
+        losses = {name: pair[0] / max(pair[1], 1e-8) for name, pair in totals.items()}
+        metrics = {
+            "loss": float(sum(losses.values())),
+            **self.task.score(predictions, data.records),
+            "examples": len(data.records),
+            "truncated": data.truncated,
+            "tokens": data.tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(data.tokens / seconds, 1),
+        }
+        return Evaluation(
+            metrics,
+            predictions,
+            self.task.report(predictions, data.records),
+            self.task.confusion(predictions, data.records),
+        )
+
+    def predict(self, params: Params, data: Dataset) -> list[Prediction]:
+        """Predictions in the order of the records, which need no labels."""
+        return self._predict(params, data, {})
+
+    def _predict(
+        self, params: Params, data: Dataset, totals: dict[str, np.ndarray]
+    ) -> list[Prediction]:
+        pieces: list[Any] = [None] * len(data.windows)
+        for index, part in self._windows(params, data, totals):
+            pieces[index] = self.task.decode(part, data.windows[index])
+        return [
+            self.task.combine(
+                data.records[example], [pieces[place] for place in places]
+            )
+            for example, places in by_example(data.windows)
+        ]
+
+    def _windows(
+        self, params: Params, data: Dataset, totals: dict[str, np.ndarray]
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Every window with its outputs; one batch runs while another is decoded."""
+        plan = plan_once(
+            data.lengths,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            packing=self.packing,
+        )
+        loader = Loader(
+            data.windows,
+            plan,
+            batch_size=self.batch_size,
+            segments=-(-most_segments(plan) // 8) * 8 if self.packing else 1,
+            fills=self.task.fills,
+            place=self.place,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+        waiting: tuple[PlannedStep, Any] | None = None
+        for step, batch in loader.iterate():
+            results = self._run(params, batch)
+            if waiting:
+                yield from self._cut(*waiting, data, totals)
+            waiting = (step, results)
+        if waiting:
+            yield from self._cut(*waiting, data, totals)
+
+    def _cut(
+        self,
+        step: PlannedStep,
+        results: Any,
+        data: Dataset,
+        totals: dict[str, np.ndarray],
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        outputs, losses = jax.device_get(results)
+        for name, each in losses.items():
+            pair = np.array([each.total, each.weight], np.float64)
+            totals[name] = totals.get(name, np.zeros(2)) + pair
+        for row, indices in enumerate(step.rows):
+            start = 0
+            for place, index in enumerate(indices):
+                length = data.windows[index].length
+                yield index, cut(outputs, row, place, start, length)
+                start += length
+
+
+def _to_host(outputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """What decoding reads: the outputs named ``tokens/...`` and ``example/...``."""
+    return {
+        name: value if jnp.issubdtype(value.dtype, jnp.integer) else value.astype("f4")
+        for name, value in outputs.items()
+        if name.startswith(("tokens/", "example/"))
+    }

@@ -1,0 +1,208 @@
+"""The training loop: steps, and what is due between them.
+
+The loop knows neither the task nor the model: it drives a step over planned batches,
+keeps the device busy (figures are fetched when they are long ready), and at set steps
+evaluates, saves and writes down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.data.loader import Loader
+from jaxlm.data.plan import RunPlan
+from jaxlm.train.checkpoints import Checkpoints
+from jaxlm.train.config import CheckpointConfig, EvaluateConfig
+from jaxlm.train.progress import Progress
+from jaxlm.train.records import RunRecords
+from jaxlm.train.state import State
+from jaxlm.train.step import Step
+
+Evaluate = Callable[[State], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Due:
+    """What happens after which steps."""
+
+    plan: RunPlan
+    evaluate: EvaluateConfig
+    checkpoint: CheckpointConfig
+    log_every_steps: int
+
+    def evaluation(self, step: int) -> bool:
+        """Every so many steps or epochs, and at the end."""
+        if step == len(self.plan.steps):
+            return True
+        if self.evaluate.every_steps is not None:
+            return step % self.evaluate.every_steps == 0
+        ends = self.plan.epoch_ends
+        return step in ends and (ends.index(step) + 1) % self.evaluate.every_epochs == 0
+
+    def save(self, step: int) -> bool:
+        """At every evaluation, and every so many steps."""
+        every = self.checkpoint.every_steps
+        return self.evaluation(step) or (every is not None and step % every == 0)
+
+    def log(self, step: int) -> bool:
+        """Every so many steps, at the end of an epoch and wherever we wait anyway."""
+        return step % self.log_every_steps == 0 or self.epoch_end(step) or self.save(step)
+
+    def epoch_end(self, step: int) -> bool:
+        """Whether an epoch is done."""
+        return step in self.plan.epoch_ends
+
+
+@dataclass
+class Meter:
+    """Figures of steps that have been dispatched, fetched late and summed."""
+
+    waiting: list[tuple[int, Any]] = field(default_factory=list)
+    sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+
+    def add(self, step: int, figures: Any) -> None:
+        """Note a step's device figures without waiting for them."""
+        self.waiting.append((step, figures))
+
+    def fetch(self, keep: int = 0) -> None:
+        """Bring all but the newest ``keep`` to the host."""
+        count = len(self.waiting) - keep
+        ready, self.waiting = self.waiting[:count], self.waiting[count:]
+        for _, figures in jax.device_get(ready):
+            names = {**figures["losses"], **figures["measures"]}
+            for window in ("line", "epoch"):
+                sums = self.sums.setdefault(window, {})
+                for name, each in names.items():
+                    pair = np.array([each.total, each.weight], np.float64)
+                    sums[name] = sums.get(name, np.zeros(2)) + pair
+            self.losses = tuple(figures["losses"])
+            self.last = {
+                "loss": float(figures["loss"]),
+                "gradient_norm": float(figures["gradient_norm"]),
+            }
+
+    def means(self, window: str) -> dict[str, float]:
+        """``loss`` and every measure since this window was last asked for."""
+        sums = self.sums.pop(window, {})
+        means = {name: pair[0] / max(pair[1], 1e-8) for name, pair in sums.items()}
+        losses = [means.pop(name) for name in self.losses if name in means]
+        return {"loss": sum(losses), **means} if losses else {}
+
+
+class Diverged(Exception):
+    """The loss is not a number any more."""
+
+
+def fit(
+    state: State,
+    step: Step,
+    loader: Loader,
+    due: Due,
+    *,
+    schedule: Callable[[int], Any],
+    evaluate: Evaluate,
+    checkpoints: Checkpoints,
+    records: RunRecords,
+    progress: Progress,
+    headline: str,
+    stopped: Callable[[], bool] = lambda: False,
+) -> State:
+    """Train from the state's step to the end of the plan, or until ``stopped``.
+
+    ``headline`` names the validation metric that an epoch's line shows.
+
+    Raises:
+      Diverged: the loss became NaN or infinite; the last checkpoint is from before.
+    """
+    plan, meter, clock = due.plan, Meter(), Clock(loader)
+    number = int(state.step)
+    for planned, batch in loader.iterate(number):
+        state, figures = step(state, batch)
+        number += 1
+        meter.add(number, figures)
+        clock.count(sum(int(loader.windows[i].length) for row in planned.rows for i in row))
+        if not due.log(number):
+            progress.update(number, epoch=plan.epoch(number))
+            continue
+        meter.fetch(keep=0 if due.save(number) else 1)
+        if meter.last and not np.isfinite(meter.last["loss"]):
+            raise Diverged(f"the loss is {meter.last['loss']} by step {number}")
+        speed = clock.lap()
+        line = meter.means("line")
+        progress.update(
+            number,
+            loss=line.get("loss"),
+            tokens_per_second=speed,
+            epoch=plan.epoch(number),
+        )
+        records.append(
+            number,
+            "train",
+            **line,
+            learning_rate=float(schedule(number - 1)),
+            gradient_norm=meter.last.get("gradient_norm"),
+            tokens_per_second=speed,
+            input_wait=clock.input_wait,
+            epoch=round(plan.epoch(number), 4),
+            seconds=round(clock.elapsed, 3),
+        )
+        scores = evaluate(state) if due.evaluation(number) else None
+        if due.save(number):
+            checkpoints.save(state, scores)
+        if due.epoch_end(number) or scores is not None:
+            meter.fetch()
+            progress.epoch_line(
+                number,
+                epoch=round(plan.epoch(number), 2),
+                tokens_per_second=speed,
+                validation={headline: scores[headline]} if scores else None,
+                **{k: v for k, v in meter.means("epoch").items() if k in SHOWN},
+            )
+        if due.save(number):
+            records.write_status("running", number, len(plan.steps))
+        clock.restart()
+        if stopped():
+            checkpoints.save(state)
+            break
+    checkpoints.wait()
+    return state
+
+
+SHOWN = ("loss", "accuracy")
+
+
+class Clock:
+    """Time spent in training, without evaluation, saving and the first compilation."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+        self.elapsed = self.tokens = 0.0
+        self.input_wait = 0.0
+        self._lap_tokens = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a lap now."""
+        self._began = time.perf_counter()
+        self._waited = self.loader.wait_seconds
+
+    def count(self, tokens: int) -> None:
+        """Real tokens of a dispatched step."""
+        self._lap_tokens += tokens
+
+    def lap(self) -> float:
+        """End a lap: real tokens per second in it."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        waited = self.loader.wait_seconds - self._waited
+        self.elapsed += seconds
+        self.tokens += self._lap_tokens
+        self.input_wait = round(waited / seconds, 4)
+        speed, self._lap_tokens = self._lap_tokens / seconds, 0
+        return round(speed, 1)

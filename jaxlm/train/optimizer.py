@@ -1,0 +1,59 @@
+"""The optimizer: clip, AdamW, and which parameters decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from jaxlm.core.trees import flatten, unflatten
+from jaxlm.core.types import Params
+from jaxlm.train.config import OptimizerConfig
+
+UNDECAYED = ("bias", "scale")
+"""Last parts of names that never decay: biases and norm scales (as BERT was trained)."""
+
+
+def decay_mask(params: Params) -> dict[str, Any]:
+    """True for the leaves that decay, by name."""
+    return unflatten(
+        {name: name.rpartition("/")[2] not in UNDECAYED for name in flatten(params)}
+    )
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW with decoupled decay (arXiv:1711.05101)."""
+    parts = []
+    if config.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    parts.append(
+        optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        )
+    )
+    return optax.chain(*parts)
+
+
+def optimizer_shardings(
+    optimizer: optax.GradientTransformation,
+    shapes: Params,
+    shardings: Params,
+    otherwise: jax.sharding.Sharding,
+) -> Any:
+    """Where the optimizer's state lives: moments with their parameter, counts anywhere."""
+    state = jax.eval_shape(optimizer.init, shapes)
+    return optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state,
+        shardings,
+        transform_non_params=lambda _: otherwise,
+    )

@@ -1,0 +1,222 @@
+"""What a run writes down: metric lines, event files, results, predictions, status.
+
+Each file is written by one process (the first of a run) and may be read by any other at
+any time: all but ``metrics.jsonl`` are replaced atomically, and a reader of that one
+leaves out a last line that is only half there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.files import (
+    atomic_write_json,
+    atomic_write_text,
+    read_json,
+    to_plain,
+)
+from jaxlm.train.figures import is_score
+
+Results = Sequence[Mapping[str, Any]]
+State = Literal["running", "finished", "failed", "stopped"]
+REWOUND = ("train", "validation")
+"""The splits whose lines a resumed run writes again."""
+
+
+class RunRecords:
+    """The records of one run under its workdir; a context manager that closes them."""
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self.workdir = Path(workdir)
+        self._lines = None
+        self._events = None
+        self._purge_step: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def append(self, step: int, split: str, **scalars: Any) -> None:
+        """Add one line to metrics.jsonl and the same figures to the event files.
+
+        NaN and infinities become null in the line and are left out of the event files.
+        """
+        record = to_plain({"step": step, "split": split, **scalars})
+        if self._lines is None:
+            self._lines = self._open_lines()
+        self._lines.write(_line(record))
+        self._lines.flush()
+        self._append_events(record)
+
+    def rewind(self, step: int) -> None:
+        """Forget what training and validation wrote after a step.
+
+        Called before a run goes on from that step, so that no line stands twice.
+        TensorBoard is told to hide the same steps.
+        """
+        self.close()
+        self._purge_step = step + 1
+        if (self.workdir / "metrics.jsonl").exists():
+            self._rewrite(
+                record
+                for record in self.read()
+                if record["split"] not in REWOUND or record["step"] <= step
+            )
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole line of metrics.jsonl, oldest first."""
+        return read_metrics(self.workdir)
+
+    def write_results(self, split: str, step: int, metrics: Mapping[str, Any]) -> Path:
+        """Write every figure of one evaluation to results/<split>-<step>.json.
+
+        ``metrics`` is flat, but for an optional ``confusion`` of the form
+        ``{"labels": [...], "matrix": [[...]]}`` (rows are true labels), which goes to
+        results/<split>-<step>.confusion.json.
+        """
+        path = self.workdir / "results" / f"{split}-{step}.json"
+        flat = {name: metrics[name] for name in metrics if name != "confusion"}
+        if confusion := metrics.get("confusion"):
+            atomic_write_json(path.with_suffix(".confusion.json"), confusion)
+        atomic_write_json(path, {"step": step, "split": split, **flat})
+        return path
+
+    def write_predictions(
+        self, split: str, step: int, predictions: Iterable[Mapping[str, Any]]
+    ) -> Path:
+        """Write predictions/<split>-<step>.jsonl, one prediction a line."""
+        path = self.workdir / "predictions" / f"{split}-{step}.jsonl"
+        atomic_write_text(path, "".join(_line(each) for each in predictions))
+        return path
+
+    def write_status(
+        self,
+        state: State,
+        step: int,
+        total_steps: int | None,
+        reason: str | None = None,
+        **more: Any,
+    ) -> None:
+        """Replace status.json: where the run stands, for launchers and ``--watch``."""
+        status = {"state": state, "step": step, "total_steps": total_steps}
+        process = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = self.workdir / "status.json"
+        atomic_write_json(path, {**status, "reason": reason, **more, **process})
+
+    def close(self) -> None:
+        """Flush and close the files; a later ``append`` opens them again."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._events is not None:
+            self._events.close()
+        self._lines = self._events = None
+
+    def _open_lines(self):
+        path = self.workdir / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+            self._rewrite(self.read())
+        return open(path, "a", encoding="utf-8", newline="")
+
+    def _rewrite(self, records: Iterable[dict[str, Any]]) -> None:
+        text = "".join(_line(record) for record in records)
+        atomic_write_text(self.workdir / "metrics.jsonl", text)
+
+    def _append_events(self, record: dict[str, Any]) -> None:
+        if self._events is None:
+            self._events = _open_events(self.workdir / "tensorboard", self._purge_step)
+        for name, value in record.items():
+            if name != "step" and value is not None and is_score(value):
+                tag = f"{record['split']}/{name}"
+                self._events.add_scalar(tag, value, record["step"])
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Every whole line of a run's metrics.jsonl; none where there is no file.
+
+    Raises UserError for a broken line, unless it is the last and lacks its line end:
+    that is what a killed process leaves behind.
+    """
+    path = Path(workdir) / "metrics.jsonl"
+    return list(_parse_lines(path)) if path.exists() else []
+
+
+def read_status(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What status.json says, or None where a run has not begun."""
+    path = Path(workdir) / "status.json"
+    return read_json(path) if path.exists() else None
+
+
+def read_results(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Every results/<split>-<step>.json, sorted by split and step."""
+    found = []
+    for path in (Path(workdir) / "results").glob("*.json"):
+        split, dash, step = path.stem.rpartition("-")
+        if dash and step.isdecimal():
+            found.append({**read_json(path), "split": split, "step": int(step)})
+    return sorted(found, key=lambda result: (result["split"], result["step"]))
+
+
+def read_confusion(
+    workdir: str | os.PathLike[str], split: str, step: int
+) -> dict[str, Any] | None:
+    """``{"labels", "matrix"}`` beside a result, rows being true labels, or None."""
+    path = Path(workdir) / "results" / f"{split}-{step}.confusion.json"
+    return read_json(path) if path.exists() else None
+
+
+def first_and_last(
+    results: Results, split: str
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A split's result of step 0, if there is a later one too, and its last result.
+
+    ``results`` as ``read_results`` gives them; either is empty where there is none.
+    """
+    own = [result for result in results if result["split"] == split]
+    first = own[0] if len(own) > 1 and own[0]["step"] == 0 else {}
+    return first, own[-1] if own else {}
+
+
+def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
+    *whole, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*whole, last], start=1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number > len(whole):
+                return
+            raise UserError(
+                f"{path}:{number}: not a JSON object; delete this line"
+            ) from error
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    plain = to_plain(dict(record))
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _open_events(directory: Path, purge_step: int | None):
+    # Imported late: tensorboardX imports torch where that happens to be installed.
+    from tensorboardX import SummaryWriter
+
+    # File names carry seconds only: without the suffix, a run that is stopped and
+    # resumed within one second would overwrite its events.
+    suffix = f".{os.getpid()}.{len(list(directory.glob('events.*')))}"
+    return SummaryWriter(
+        str(directory), purge_step=purge_step, flush_secs=10, filename_suffix=suffix
+    )
