@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import jax
     from flax import nnx
 
-    Array = jax.Array | np.ndarray
+    Array = jax.Array
 
 Record = dict[str, Any]
 """One example as read: ``{"id", "tokens", "labels"}`` or ``{"id", "text", "label"}``.

@@ -180,6 +180,7 @@ def _train(
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
         score=scorer(config, parts.task.headline),
+        clean=True,
     ) as checkpoints:
         state, resumed = begin(run, optimizer, checkpoints, say)
         start = int(state.step)

@@ -184,7 +184,10 @@ class TokenClassification:
                 entity.update(start_char=begin, stop_char=end)
                 entity["text"] = example["text"][begin:end]
             entities.append(entity)
-        prediction: Prediction = {"id": example["id"], "tokens": list(example["tokens"])}
+        prediction: Prediction = {"id": example["id"]}
+        if "text" in example:
+            prediction["text"] = example["text"]
+        prediction["tokens"] = list(example["tokens"])
         if example.get("labels") is not None:
             prediction["labels"] = list(example["labels"])
         return prediction | {

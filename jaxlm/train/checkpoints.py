@@ -34,7 +34,8 @@ class Checkpoints:
     """The checkpoints of one run, under ``directory``.
 
     ``score`` turns the metrics of an evaluation into the figure that the best are kept
-    by, greater being better; None for metrics that lack it.
+    by, greater being better; None for metrics that lack it. ``clean`` removes what a
+    killed save left behind: for the run itself alone, never for its readers.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Checkpoints:
         keep_last: int = 1,
         keep_best: int = 0,
         score: Callable[[Mapping[str, Any]], float | None] = lambda _: None,
+        clean: bool = False,
     ):
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.directory, self.score = directory, score
@@ -63,7 +65,7 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=clean,
         )
         self._fingerprints = jax.jit(fingerprints)
 
@@ -76,6 +78,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that are on disk, oldest first."""
         return [each.step for each in self._manager.checkpoints]
+
+    def reload(self) -> None:
+        """Look again at what is on disk; another process may write there."""
+        self._manager.reload()
 
     def best(self) -> int | None:
         """The step with the best score, the earliest of equals; None if none has one."""

@@ -1,0 +1,119 @@
+"""Predict: ``python -m jaxlm.predict --workdir=runs/ner --text "Ada left Paris."``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jaxlm.core import door
+from jaxlm.core.errors import UserError
+
+COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
+CHUNK = 1024
+"""Inputs that are predicted at a time, so that long files stream."""
+
+
+def main(arguments: list[str]) -> None:
+    """Print predictions: coloured for a person, JSONL for a program."""
+    parser = door.make_parser("Predict with a trained run.")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--text", action="append", help="a text; may be repeated")
+    given.add_argument(
+        "--input",
+        help="a file with a text, or a JSON object with text or tokens, on each line;"
+        " - for standard input",
+    )
+    parser.add_argument(
+        "--step", default="best", help="best (default), last, or a checkpoint's number"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="JSONL for --text on a terminal too"
+    )
+    known, _ = parser.parse(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxlm.experiment.runs import Run
+
+    if known.step == "all":
+        raise UserError("--step=all: one checkpoint predicts; allowed: best, last, N")
+    inputs = iter(known.text) if known.text else read_inputs(known.input)
+    run = Run(known.workdir, say=lambda text: print(text, file=sys.stderr))
+    step = run.choose(known.step)[0]
+    pretty = known.text and sys.stdout.isatty() and not known.json
+    while chunk := list(islice(inputs, CHUNK)):
+        for prediction in run.predict(chunk, step):
+            if pretty:
+                show(prediction, run.parts.task)
+            else:
+                print(json.dumps(prediction, ensure_ascii=False))
+        sys.stdout.flush()
+
+
+def read_inputs(path: str) -> Iterator[Any]:
+    """The non-empty lines of a file: JSON objects, or texts.
+
+    Raises:
+      UserError: no such file, not UTF-8, or an object without text or tokens.
+    """
+    name = "standard input" if path == "-" else path
+    try:
+        file = sys.stdin.buffer if path == "-" else Path(path).open("rb")
+    except OSError as problem:
+        raise UserError(f"--input={path}: {problem.strerror}") from problem
+    with file:
+        for number, line in enumerate(file, start=1):
+            where = f"{name}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as problem:
+                raise UserError(f"{where}: not UTF-8 text") from problem
+            if text:
+                yield parse_input(text, where)
+
+
+def parse_input(text: str, where: str) -> Any:
+    """One line of input: an object with ``text`` or ``tokens``, or a plain text."""
+    if not text.startswith("{"):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    words = value.get("tokens")
+    if isinstance(value.get("text"), str) or (
+        isinstance(words, list) and words and all(isinstance(w, str) for w in words)
+    ):
+        return {**value, "source": where}
+    raise UserError(f"{where}: an object needs text (a string) or tokens (strings)")
+
+
+def show(prediction: dict[str, Any], task: Any) -> None:
+    """A prediction for a person's eyes: entities in colour, or labels with bars."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if "probabilities" in prediction:
+        for label, share in list(prediction["probabilities"].items())[:5]:
+            bar = "█" * round(share * 30)
+            console.print(Text(f"{label:>16} {share:6.1%} {bar}", style=""))
+        return
+    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(task.types)}
+    text = Text(prediction["text"])
+    for entity in prediction["entities"]:
+        style = f"bold {colors[entity['label']]}"
+        text.stylize(style, entity["start_char"], entity["stop_char"])
+    console.print(text)
+    for entity in prediction["entities"]:
+        line = Text(f"  {entity['label']:<6}", style=f"bold {colors[entity['label']]}")
+        span = f"{entity['start_char']}-{entity['stop_char']}"
+        line.append(f" {entity['score']:.3f}  {span:>9}  {entity['text']}", style="")
+        console.print(line)
+
+
+if __name__ == "__main__":
+    door.run(main)
