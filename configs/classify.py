@@ -3,7 +3,8 @@
 python -m jaxlm.main --config=configs/classify.py
 python -m jaxlm.main --config=configs/classify.py:tiny       seconds, no download
 
-Your own data: --config.data.train=reviews.csv --config.data.columns=text=review,label=stars
+Your own data:
+--config.data.train=reviews.csv --config.data.columns=text=review,label=stars
 """
 
 from jaxlm.core.config import pick, to_config_dict

@@ -18,9 +18,9 @@ def get_config(variant: str = ""):
     config.train.epochs = 12
     config.train.batch_size = 4
     config.optimizer.learning_rate = 3e-4
-    pick(variant, {"": default, "tiny": tiny, "conll2003": conll2003, "article": article})(
-        config
-    )
+    pick(
+        variant, {"": default, "tiny": tiny, "conll2003": conll2003, "article": article}
+    )(config)
     return config
 
 

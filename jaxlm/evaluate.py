@@ -14,8 +14,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--split",
         choices=("train", "validation", "test"),
-        default="test",
-        help="which data of the run's config (default: test)",
+        help="which data of the run's config (default: test), or of --data where that"
+        " has splits",
     )
     parser.add_argument(
         "--data", help="any other labelled data source, instead of --split"
@@ -31,15 +31,20 @@ def main(arguments: list[str]) -> None:
         help="score every checkpoint of a live run as it appears, until the run ends",
     )
     known, _ = parser.parse(arguments)
+    if known.watch and known.step != "best":
+        raise UserError("--watch scores every checkpoint; leave out --step")
+    if known.data is not None and not known.data.strip():
+        raise UserError("--data is empty; a data source, such as a path")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxlm.experiment.runs import Run, source_name
 
-    if known.watch and known.step != "best":
-        raise UserError("--watch scores every checkpoint; leave out --step")
     run = Run(known.workdir)
-    name = source_name(known.data) if known.data else known.split
+    split = known.split or "test"
+    name = split
+    if known.data:  # a split that was asked for tells two results of one source apart
+        name = "-".join(filter(None, (source_name(known.data), known.split)))
     steps = [] if known.watch else run.choose(known.step)
-    data = run.dataset(known.split, known.data)
+    data = run.dataset(split, known.data)
     headline = run.parts.task.headline
     if known.watch:
         for step, evaluation in run.watch(data, name):

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     given.add_argument(
         "--input",
         help="a file with a text, or a JSON object with text or tokens, on each line;"
-        " - for standard input",
+        " - for standard input; ids are line numbers, and empty lines are passed over",
     )
     parser.add_argument(
         "--step", default="best", help="best (default), last, or a checkpoint's number"
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
 
     if known.step == "all":
         raise UserError("--step=all: one checkpoint predicts; allowed: best, last, N")
-    inputs = iter(known.text) if known.text else read_inputs(known.input)
+    inputs = given_texts(known.text) if known.text else read_inputs(known.input)
     run = Run(known.workdir, say=lambda text: print(text, file=sys.stderr))
     step = run.choose(known.step)[0]
     pretty = known.text and sys.stdout.isatty() and not known.json
@@ -53,8 +53,14 @@ def main(arguments: list[str]) -> None:
         sys.stdout.flush()
 
 
-def read_inputs(path: str) -> Iterator[Any]:
-    """The non-empty lines of a file: JSON objects, or texts.
+def given_texts(texts: list[str]) -> Iterator[dict[str, Any]]:
+    """The texts of the command line, numbered from 1 as lines are."""
+    for number, text in enumerate(texts, start=1):
+        yield {"id": str(number), "source": f"--text number {number}", "text": text}
+
+
+def read_inputs(path: str) -> Iterator[dict[str, Any]]:
+    """The lines of a file that hold anything: JSON objects, or texts.
 
     Raises:
       UserError: no such file, not UTF-8, or an object without text or tokens.
@@ -68,27 +74,28 @@ def read_inputs(path: str) -> Iterator[Any]:
         for number, line in enumerate(file, start=1):
             where = f"{name}:{number}"
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as problem:
                 raise UserError(f"{where}: not UTF-8 text") from problem
-            if text:
-                yield parse_input(text, where)
+            if text.strip():  # of which only the line's end is not the user's text
+                own = parse_input(text.rstrip("\r\n"), where)
+                yield {"id": str(number), **own, "source": where}
 
 
-def parse_input(text: str, where: str) -> Any:
+def parse_input(text: str, where: str) -> dict[str, Any]:
     """One line of input: an object with ``text`` or ``tokens``, or a plain text."""
-    if not text.startswith("{"):
-        return text
+    if not text.lstrip().startswith("{"):
+        return {"text": text}
     try:
         value = json.loads(text)
-    except ValueError:
-        return text
-    words = value.get("tokens")
-    if isinstance(value.get("text"), str) or (
-        isinstance(words, list) and words and all(isinstance(w, str) for w in words)
-    ):
-        return {**value, "source": where}
-    raise UserError(f"{where}: an object needs text (a string) or tokens (strings)")
+    except (ValueError, RecursionError) as problem:
+        raise UserError(
+            f"{where}: starts with {{ but is not a JSON object ({problem}); such a text"
+            ' is written {"text": "..."}'
+        ) from problem
+    if value.get("text") is None and not value.get("tokens"):
+        raise UserError(f"{where}: an object needs text (a string) or tokens (strings)")
+    return value
 
 
 def show(prediction: dict[str, Any], task: Any) -> None:

@@ -1,8 +1,8 @@
 """The device mesh, and the rules that map logical axes to it.
 
 Models name the dimensions of parameters and activations once (``batch``, ``sequence``,
-``width``, ``heads``, ``mlp``, ``vocab``, ``layers``); the rules here say which mesh axis
-splits each. Changing the layout of a run never touches a model.
+``width``, ``heads``, ``mlp``, ``vocab``, ``layers``); the rules here say which mesh
+axis splits each. Changing the layout of a run never touches a model.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def make_mesh(sizes: Mapping[str, int]) -> tuple[Mesh, str | None]:
     text = " x ".join(f"{axis}={sizes.get(axis, 1)}" for axis in AXES)
     if fixed > len(devices) or (rest and len(devices) % fixed):
         raise UserError(
-            f"config.mesh: {text} needs {'a multiple of ' if rest else ''}{fixed} devices"
-            f" and this machine has {len(devices)}; lower a size or set one to -1"
+            f"config.mesh: {text} needs {'a multiple of ' if rest else ''}{fixed}"
+            f" devices and this machine has {len(devices)}; lower a size or set"
+            " one to -1"
         )
     for axis in rest:
         shape[axis] = len(devices) // fixed
@@ -81,7 +82,9 @@ def partition(axes: Axes) -> PartitionSpec:
     return PartitionSpec(*(mine or None for mine in mesh_axes(axes)))
 
 
-def sharding(mesh: Mesh, axes: Axes, shape: tuple[int, ...], name: str) -> NamedSharding:
+def sharding(
+    mesh: Mesh, axes: Axes, shape: tuple[int, ...], name: str
+) -> NamedSharding:
     """How the array ``name`` of this shape lies on the mesh.
 
     Raises:
@@ -98,7 +101,9 @@ def sharding(mesh: Mesh, axes: Axes, shape: tuple[int, ...], name: str) -> Named
     return NamedSharding(mesh, partition(axes))
 
 
-def shardings(mesh: Mesh, axes: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+def shardings(
+    mesh: Mesh, axes: dict[str, Any], shapes: dict[str, Any]
+) -> dict[str, Any]:
     """``sharding`` of every leaf of a tree of axis names and one of shapes."""
 
     def leaf(path: tuple[Any, ...], names: Axes, value: Any) -> NamedSharding:

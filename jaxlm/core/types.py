@@ -23,14 +23,14 @@ Record = dict[str, Any]
 Batch = dict[str, "Array"]
 """Device fields, leading axis B.
 
-Per token: ``tokens i32[B, S]``, ``mask bool[B, S]`` (True = real), ``segments i32[B, S]``
-(0 = padding, 1.. = which example of the row), ``positions i32[B, S]`` (restart in every
-segment), and what the task adds. Per example: ``example_mask bool[B, P]``,
+Per token: ``tokens i32[B, S]``, ``mask bool[B, S]`` (True = real), ``segments i32[B,
+S]`` (0 = padding, 1.. = which example of the row), ``positions i32[B, S]`` (restart in
+every segment), and what the task adds. Per example: ``example_mask bool[B, P]``,
 ``starts i32[B, P]`` (offset of the segment in its row), and what the task adds.
 """
 
 Params = dict[str, Any]
-"""Nested dicts of arrays; a leaf is named by its path: ``layers/attention/query/kernel``."""
+"""Nested dicts of arrays; a leaf is named by its path: ``layers/mlp/up/kernel``."""
 
 Outputs = dict[str, "Array"]
 
@@ -38,8 +38,8 @@ Outputs = dict[str, "Array"]
 class LossSum(NamedTuple):
     """A loss as a sum and the weight that it is divided by, both f32[].
 
-    The weight depends on the batch alone, never on parameters: the step sums weights over
-    the whole global batch first and divides once.
+    The weight depends on the batch alone, never on parameters: the step sums weights
+    over the whole global batch first and divides once.
     """
 
     total: jax.Array
@@ -53,14 +53,14 @@ Losses = dict[str, LossSum]
 class Features:
     """One window of one example, ready to be packed into a row.
 
-    ``tokens`` holds per-token fields, each ``[n]`` with the same n, always with the field
-    ``tokens i32[n]``. ``example`` holds per-example fields, each ``[]`` (scalar).
+    ``tokens`` holds per-token fields, each ``[n]`` with the same n, always with the
+    field ``tokens i32[n]``. ``example`` holds per-example fields, each ``[]`` (scalar).
     ``host`` never reaches a device: ``index`` (the example's place in its data set),
     ``window`` (0, 1, ... of the example) and whatever the task needs to decode.
     """
 
     tokens: dict[str, np.ndarray]
-    example: dict[str, np.ndarray] = field(default_factory=dict)
+    example: dict[str, np.ndarray | np.generic] = field(default_factory=dict)
     host: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -90,13 +90,17 @@ class Task(Protocol):
     """What a task is: the only place where its labels, loss and metrics are known."""
 
     name: str
+    content: str
+    """The field that a record must have: ``tokens`` or ``text``."""
+    target: str
+    """The field that a labelled record has besides: ``labels`` or ``label``."""
     headline: str
     """The metric under its plain name, such as ``f1``; greater is better."""
     pooler: bool
     """Whether the backbone needs its pooler."""
-    labels: Sequence[str]
+    labels: list[str]
     """What the head's outputs mean, in order."""
-    fills: Mapping[str, int]
+    fills: dict[str, int]
     """The padding value of the task's fields that are not padded with 0."""
 
     def encode(self, example: Record, index: int) -> Iterable[Features]:
@@ -125,9 +129,7 @@ class Task(Protocol):
         """
         ...
 
-    def decode(
-        self, outputs: Mapping[str, np.ndarray], features: Features
-    ) -> Piece:
+    def decode(self, outputs: Mapping[str, np.ndarray], features: Features) -> Piece:
         """Host: one piece for one window, whose outputs are cut out of their row."""
         ...
 

@@ -152,7 +152,9 @@ def _missing(
     where: str,
 ) -> str:
     # Without a header line these are the first line's values, however long.
-    there = ", ".join(str(name)[:40] for name in names) or "none"
+    cells = (str(name)[:40] for name in names)
+    shown = (cell if cell.isprintable() else show(cell) for cell in cells)
+    there = ", ".join(shown) or "none"
     if absent and all(isinstance(column, int) for column in columns.values()):
         what = f"no column {absent[0]} (data.columns counts from 0)"
     elif absent:

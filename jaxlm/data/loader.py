@@ -22,7 +22,8 @@ class Loader:
     """Iterates over the batches of planned steps, from any step on.
 
     ``place`` puts host arrays on the mesh; it runs in the worker threads, so that
-    transfers overlap with compute. ``process`` of ``processes`` reads only its own rows.
+    transfers overlap with compute. ``process`` of ``processes`` reads only its own
+    rows.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Loader:
         processes: int = 1,
     ):
         if batch_size % processes:
-            raise ValueError(f"{batch_size} rows do not divide over {processes} processes")
+            raise ValueError(
+                f"{batch_size} rows do not divide over {processes} processes"
+            )
         self.windows, self.steps = windows, steps
         self.local = batch_size // processes
         self.segments, self.fills, self.place = segments, fills, place

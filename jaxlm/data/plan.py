@@ -1,8 +1,8 @@
 """The order of data as a plan: which windows lie where, for every step.
 
-The plan is a pure function of the lengths, the seed and the epoch. Every process computes
-the same one and reads only its own rows of it, so global batches do not depend on how
-many processes, workers or devices there are, and a run can go on from any step.
+The plan is a pure function of the lengths, the seed and the epoch. Every process
+computes the same one and reads only its own rows of it, so global batches do not depend
+on how many processes, workers or devices there are, and a run can go on from any step.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def pack(
 ) -> list[tuple[int, ...]]:
     """Windows into rows of ``max_length``: best fit over a bounded number of open rows.
 
-    Each window goes to the open row that it fills most; where none has room, a new row is
-    opened, and beyond ``OPEN_ROWS`` the fullest is closed.
+    Each window goes to the open row that it fills most; where none has room, a new row
+    is opened, and beyond ``OPEN_ROWS`` the fullest is closed.
     """
     space: list[tuple[int, int]] = []  # (free tokens, number of the row), sorted
     rows: list[list[int]] = []
@@ -118,7 +118,7 @@ def _planned(
     if packing:
         return PlannedStep(max_length, rows)
     longest = max(int(lengths[index]) for row in rows for index in row)
-    multiple = max(8, max_length // 8)
+    multiple = max(8, -(-max_length // 8))
     return PlannedStep(min(-(-longest // multiple) * multiple, max_length), rows)
 
 
@@ -153,10 +153,15 @@ def plan_run(
     packing: bool,
     seed: int,
 ) -> RunPlan:
-    """``epochs`` epochs, or ``steps`` steps where set, over as many epochs as that takes.
+    """``epochs`` epochs, or ``steps`` steps where set, over as many epochs as it takes.
 
     An epoch that ``steps`` cuts short still ends with the run.
+
+    Raises:
+      ValueError: there are no windows, of which no number of steps can be made.
     """
+    if not len(lengths):
+        raise ValueError("a run cannot be planned without windows")
     planned: list[PlannedStep] = []
     ends: list[int] = []
     epoch = 0

@@ -38,9 +38,9 @@ class Pieces:
 class Tokenizer:
     """Words or text to ids, special tokens apart.
 
-    Reads ``tokenizer.json`` with the ``tokenizers`` library (no torch); a directory that
-    has only a vocabulary is converted by ``transformers.AutoTokenizer``. Padding and
-    truncation that the file may carry are switched off: windows are ours to cut.
+    Reads ``tokenizer.json`` with the ``tokenizers`` library (no torch); a directory
+    that has only a vocabulary is converted by ``transformers.AutoTokenizer``. Padding
+    and truncation that the file may carry are switched off: windows are ours to cut.
     """
 
     def __init__(self, directory: Path):
@@ -103,7 +103,8 @@ def _open(directory: Path) -> tokenizers.Tokenizer:
         slow = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         return tokenizers.Tokenizer.from_str(slow.backend_tokenizer.to_str())
     except (AttributeError, OSError, ValueError, ImportError) as problem:
+        reason = str(problem).partition("\n")[0].strip()
         raise UserError(
-            f"{directory}: the tokenizer cannot be read ({problem}); save it with"
+            f"{directory}: the tokenizer cannot be read ({reason}); save it with"
             " transformers as tokenizer.json"
         ) from problem

@@ -11,9 +11,10 @@ from jaxlm.core.errors import UserError
 class Window:
     """Tokens ``[start, stop)`` of an example; of them it owns ``[first, last)``.
 
-    Windows overlap, so that every token is seen with context; each token is owned by one
-    window, the one in which it stands farther from an edge. Only the owner's label counts
-    in the loss and only the owner's prediction is used, so nothing is counted twice.
+    Windows overlap, so that every token is seen with context; each token is owned by
+    one window, the one in which it stands farther from an edge. Only the owner's label
+    counts in the loss and only the owner's prediction is used, so nothing is counted
+    twice.
     """
 
     start: int
@@ -65,4 +66,6 @@ class Windowing:
             for before, after in zip(stops[:-1], starts[1:], strict=True)
         ]
         firsts, lasts = [0, *borders], [*borders, length]
-        return [Window(*each) for each in zip(starts, stops, firsts, lasts, strict=True)]
+        return [
+            Window(*each) for each in zip(starts, stops, firsts, lasts, strict=True)
+        ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +16,23 @@ from typing import Any
 import jax
 
 from jaxlm.core import config as configs
+from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import make_mesh
-from jaxlm.core.schema import flatten
+from jaxlm.core.schema import flatten, show
 from jaxlm.core.types import Prediction, Record
 from jaxlm.data.dataset import Dataset
 from jaxlm.data.words import split_words
 from jaxlm.experiment.config import ExperimentConfig, MeshConfig
-from jaxlm.experiment.training import record, scorer
+from jaxlm.experiment.scoring import record, scorer
 from jaxlm.experiment.wiring import Parts, load_records, make_parts, read_labels
 from jaxlm.train.checkpoints import Checkpoints, Damaged, choose
 from jaxlm.train.evaluator import Evaluation, Evaluator
 from jaxlm.train.records import RunRecords, read_results, read_status
+
+FIELDS = ("id", "source", "text", "tokens")
+"""What a prediction reads of an input that is a record."""
+SPLITS = ("train", "validation", "test")
 
 
 class Run:
@@ -48,10 +54,6 @@ class Run:
             self.config, self._mesh(), model, read_labels(model)
         )
         self.records = RunRecords(self.workdir)
-        self.checkpoints = Checkpoints(
-            self.workdir / "checkpoints",
-            score=scorer(self.config, self.parts.task.headline),
-        )
 
     def _mesh(self) -> jax.sharding.Mesh:
         """The run's mesh, or all devices by data where this machine is smaller."""
@@ -59,12 +61,40 @@ class Run:
             mesh, _ = make_mesh(flatten(self.config.mesh))
         except UserError:
             mesh, _ = make_mesh(flatten(MeshConfig()))
-            self.say(f"the run's mesh does not fit here; rows go over {mesh.size} devices")
+            self.say(
+                f"the run's mesh does not fit here; rows go over {mesh.size} devices"
+            )
         rows = mesh.size * self.config.train.accumulation
         if self.config.train.batch_size % rows:  # of training; nothing to a reader
             train = replace(self.config.train, batch_size=rows)
             self.config = replace(self.config, train=train)
         return mesh
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The scores at the end of training, of the best checkpoint.
+
+        Those of the test set, else of validation; empty where the run has not ended.
+        """
+        best = (read_status(self.workdir) or {}).get("best")
+        found = {
+            each["split"]: each
+            for each in read_results(self.workdir)
+            if each["step"] == best
+        }
+        return found.get("test") or found.get("validation") or {}
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """What the run has saved.
+
+        Raises:
+          UserError: nothing yet.
+        """
+        folder = self.workdir / "checkpoints"
+        if not folder.is_dir():  # a reader does not make it
+            raise UserError(f"{folder}: no checkpoint yet; train with jaxlm.main first")
+        return Checkpoints(folder, score=scorer(self.config, self.parts.task.headline))
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -102,19 +132,29 @@ class Run:
         Raises:
           UserError: there is no such data.
         """
-        if source is None and not getattr(self.config.data, split):
+        ours = getattr(self.config.data, split)
+        if source is None and not ours:
             raise UserError(f"--split={split}: the run's config.data.{split} is empty")
+        if source is None and str(ours).startswith("memory:"):
+            raise UserError(
+                f"--split={split}: the run's config.data.{split} was records in memory,"
+                " which are gone; name a source by --data"
+            )
         records = load_records(
             self.config.data, split, source, task=self.config.task.name
         )
         return self.parts.encode(records)
 
     def evaluate(self, data: Dataset, name: str, step: int) -> Evaluation:
-        """Score one checkpoint; writes ``results/`` and ``predictions/``."""
+        """Score one checkpoint; writes ``results/`` and ``predictions/``.
+
+        Nothing else: ``metrics.jsonl`` belongs to the process that trains.
+        """
+        for folder in ("results", "predictions"):
+            writable_directory(self.workdir / folder)
         with jax.set_mesh(self.parts.mesh):
             evaluation = self.evaluator.evaluate(self.params(step), data)
-        record(evaluation, name, step, self.records)
-        self.records.close()
+        record(evaluation, name, step, self.records, line=False)
         return evaluation
 
     def watch(
@@ -123,26 +163,32 @@ class Run:
         """Score each checkpoint of a live run once, until the run ends.
 
         Steps that ``results/`` has already are skipped. A checkpoint that is deleted
-        before it was read is passed over.
+        before it was read, or is damaged, is passed over with a word.
         """
-        done = {each["step"] for each in read_results(self.workdir) if each["split"] == name}
+        results = read_results(self.workdir)
+        done = {each["step"] for each in results if each["split"] == name}
         while True:
-            alive = is_alive(self.workdir)
-            self.checkpoints.reload()
-            for step in self.checkpoints.steps():
+            alive = is_alive(self.workdir)  # first, or the last checkpoint is missed
+            for step in self._saved():
                 if step in done:
                     continue
                 done.add(step)
                 try:
-                    yield step, self.evaluate(data, name, step)
+                    self.params(step)
                 except UserError as problem:
-                    if (self.checkpoints.directory / str(step)).exists():
-                        raise
-                    self.say(f"checkpoint {step} was deleted before it was read")
-                    del problem
+                    self.say(f"step {step} is passed over: {problem}")
+                else:
+                    yield step, self.evaluate(data, name, step)
             if not alive:
                 return
             time.sleep(every_seconds)
+
+    def _saved(self) -> list[int]:
+        """The steps on disk now, oldest first."""
+        if not (self.workdir / "checkpoints").is_dir():
+            return []
+        self.checkpoints.reload()
+        return self.checkpoints.steps()
 
     def choose(self, wanted: str) -> list[int]:
         """The steps that ``best``, ``last``, ``all`` or a number means."""
@@ -164,42 +210,82 @@ class Run:
             return self.evaluator.predict(self.params(step), data)
 
     def _record(self, given: str | Sequence[str] | Record, place: int) -> Record:
-        number = f"input {place + 1}"
-        if isinstance(given, dict):
-            record = {"id": str(place), "source": number, **given}
+        """An input as a record without labels; of its own fields only known ones."""
+        record: Record = {"id": str(place), "source": f"input {place + 1}"}
+        if isinstance(given, Mapping):
+            record |= {name: given[name] for name in FIELDS if name in given}
         elif isinstance(given, str):
-            record = {"id": str(place), "source": number, "text": given}
+            record["text"] = given
+        elif isinstance(given, Sequence):
+            record["tokens"] = list(given)
         else:
-            record = {"id": str(place), "source": number, "tokens": list(given)}
-        words = record.get("tokens")
-        if self.config.task.name == "token_classification" and words is None:
-            found = split_words(str(record.get("text", "")))
+            raise UserError(
+                f"{record['source']}: must be a text, a list of words or a record, not"
+                f" {show(given)}"
+            )
+        where, text = record["source"], record.get("text")
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"{where}: text must be a string, not {show(text)}")
+        wants_words = self.config.task.name == "token_classification"
+        if wants_words and record.get("tokens") is None and text is not None:
+            found = split_words(text)
             record["tokens"] = [word for word, _, _ in found]
             record["offsets"] = [(start, stop) for _, start, stop in found]
-        for field in ("labels", "label"):
-            record.pop(field, None)
+        words = record.get("tokens", [])
+        if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+            raise UserError(f"{where}: tokens must be strings, not {show(words)}")
+        try:
+            " ".join([text or "", *words]).encode()
+        except UnicodeEncodeError as problem:
+            raise UserError(f"{where}: not valid Unicode text") from problem
         return record
 
 
 def is_alive(workdir: Path) -> bool:
-    """Whether the run is still going: it says so, and its process is there.
+    """Whether a process trains in the workdir: by the lock that it holds there.
 
-    A process of another host is believed.
+    A process of another host, whose locks may not be seen here, is believed.
     """
-    status = read_status(workdir)
-    if status is None or status["state"] != "running":
-        return False
+    held = is_claimed(workdir)
+    status = read_status(workdir) or {}
+    if held or status.get("state") != "running":
+        return bool(held)
     if status.get("host") != socket.gethostname():
         return True
+    if held is not None:
+        return False
     try:
         os.kill(status["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
+def is_claimed(workdir: Path) -> bool | None:
+    """Whether ``workdir.claim`` is held; None on a file system without locks."""
+    import fcntl  # no such thing on Windows
+
+    handle = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return False
+
+
 def source_name(source: str) -> str:
-    """A data source as part of a file name: ``../data/x.conll`` to ``data-x.conll``."""
-    return re.sub(r"[^\w.]+", "-", source).strip("-.") or "data"
+    """A data source as part of a file name: ``../data/x.conll`` to ``data-x.conll``.
+
+    A hash keeps apart what would read the same, as ``a[:9]`` and ``a[9:]``.
+    """
+    name = re.sub(r"[^\w.]+", "-", source).strip("-.")
+    if re.fullmatch(r"[\w./:-]{1,80}", source) and name not in ("", *SPLITS):
+        return name
+    digest = hashlib.sha256(source.encode()).hexdigest()[:6]
+    return f"{name[-80:].lstrip('-.') or 'data'}-{digest}"

@@ -28,7 +28,7 @@ from jaxlm.models.config import TransformerConfig
 from jaxlm.models.functional import Model, functional
 from jaxlm.models.pretrained import Checkpoint, load_weights, read_config
 from jaxlm.models.transformer import Transformer
-from jaxlm.tasks.registry import TASKS, make_task
+from jaxlm.tasks.registry import TASKS
 from jaxlm.train.evaluator import Evaluator
 
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
@@ -90,11 +90,12 @@ def make_parts(
     stride = data.max_length // 4 if data.stride is None else data.stride
     room = data.max_length - tokenizer.frame.length
     windowing = Windowing(room, min(stride, room - 1), data.overflow)
-    task = make_task(config.task, labels, tokenizer, windowing)
+    task = TASKS[config.task.name].make(config.task, labels, tokenizer, windowing)
     _, transformer, _ = read_config(directory)
     transformer = adapt(transformer, config, task)
     check_fit(config, transformer, tokenizer, directory)
     check_rows(config, mesh)
+    check_heads(transformer, mesh)
     backbone = partial(
         Transformer,
         transformer,
@@ -131,8 +132,8 @@ def check_fit(
     """Refuse a length or a vocabulary that the embeddings do not reach."""
     if config.data.max_length > transformer.max_positions:
         raise UserError(
-            f"config.data.max_length: {config.data.max_length} is not allowed; the model"
-            f" has {transformer.max_positions} positions"
+            f"config.data.max_length: {config.data.max_length} is not allowed; the"
+            f" model has {transformer.max_positions} positions"
         )
     if tokenizer.vocab_size > transformer.vocab_size:
         raise UserError(
@@ -149,6 +150,16 @@ def check_rows(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> None:
         raise UserError(
             f"config.train.batch_size: {rows} rows do not divide over {parts} devices"
             f" and {accumulation} microbatches; a multiple of {parts * accumulation}"
+        )
+
+
+def check_heads(transformer: TransformerConfig, mesh: jax.sharding.Mesh) -> None:
+    """Refuse to cut through an attention head: the width may divide, heads may not."""
+    parts = mesh.shape["tensor"]
+    if transformer.heads % parts:
+        raise UserError(
+            f"config.mesh.tensor: {parts} devices do not divide the model's"
+            f" {transformer.heads} heads; a divisor of {transformer.heads}"
         )
 
 
@@ -172,7 +183,12 @@ def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
 
 
 def load_records(
-    data: DataConfig, split: str, source: Any = None, *, task: str, labelled: bool = True
+    data: DataConfig,
+    split: str,
+    source: Any = None,
+    *,
+    task: str,
+    labelled: bool = True,
 ) -> list[Record]:
     """The records of a split of the config, or of any other source.
 
@@ -183,7 +199,7 @@ def load_records(
     records = sources.load(
         source, split, format=data.format, columns=data.columns, scheme=data.scheme
     )
-    field = {"token_classification": "labels", "text_classification": "label"}[task]
+    field = TASKS[task].target
     if labelled:
         for record in records:
             if record.get(field) is None:
@@ -200,12 +216,12 @@ def label_set(config: ExperimentConfig, records: Sequence[Record]) -> list[str]:
     Raises:
       UserError: there is nothing to tell apart.
     """
-    labels = list(config.task.labels) or TASKS[config.task.name].label_set(records)
-    least = {"token_classification": 1, "text_classification": 2}[config.task.name]
-    if len(labels) < least:
+    task = TASKS[config.task.name]
+    labels = list(config.task.labels) or task.label_set(records)
+    if len(labels) < task.least_labels:
         raise UserError(
             f"config.data.train: {len(labels)} labels in {len(records)} examples;"
-            f" {config.task.name} needs at least {least}"
+            f" {task.name} needs at least {task.least_labels}"
         )
     return labels
 
@@ -223,7 +239,14 @@ def save_labels(folder: Path, labels: Sequence[str]) -> None:
 
 def read_labels(folder: Path) -> list[str]:
     """What ``save_labels`` wrote."""
-    return read_json(folder / LABELS)
+    labels = read_json(folder / LABELS)
+    if (
+        not isinstance(labels, list)
+        or not labels
+        or not all(isinstance(label, str) for label in labels)
+    ):
+        raise UserError(f"{folder / LABELS}: is not a list of labels")
+    return labels
 
 
 def in_memory(source: Any) -> bool:
@@ -234,7 +257,8 @@ def in_memory(source: Any) -> bool:
 def config_values(config: ExperimentConfig) -> dict[str, Any]:
     """The config by dotted key, as the report shows it."""
     return {
-        key: f"{len(value)} records" if key.startswith("data.") and in_memory(value)
-        and isinstance(value, Sequence) else value
+        key: f"{len(value)} records"
+        if key.startswith("data.") and in_memory(value) and isinstance(value, Sequence)
+        else value
         for key, value in flatten(config).items()
     }

@@ -15,7 +15,7 @@ from jaxlm.core.mesh import constrain
 from jaxlm.models.layers import dropout
 
 MASKED = -1e30
-"""Added to forbidden scores: finite, so that a row of padding alone stays free of NaN."""
+"""Added to forbidden scores: finite, so that a row of padding alone has no NaN."""
 
 
 def attention_bias(segments: jax.Array) -> jax.Array:

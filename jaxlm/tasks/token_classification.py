@@ -27,6 +27,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.models.heads import Head
 from jaxlm.tasks.class_metrics import class_report, confusion
+from jaxlm.tasks.config import TaskConfig
 from jaxlm.tasks.entity_metrics import entity_report, entity_scores
 from jaxlm.tasks.losses import correct, cross_entropy
 
@@ -43,6 +44,7 @@ class TokenClassification:
     """
 
     name = "token_classification"
+    content, target, least_labels = "tokens", "labels", 1
     headline = "f1"
     pooler = False
     fills = {"labels": IGNORED}
@@ -55,6 +57,18 @@ class TokenClassification:
         self.labels = [OUTSIDE, *pairs]
         self.numbers = {label: number for number, label in enumerate(self.labels)}
         self.tokenizer, self.windowing = tokenizer, windowing
+
+    @classmethod
+    def make(
+        cls,
+        config: TaskConfig,
+        labels: Sequence[str],
+        tokenizer: Tokenizer,
+        windowing: Windowing,
+    ) -> TokenClassification:
+        """Build from the config and the resolved label set."""
+        del config
+        return cls(labels, tokenizer, windowing)
 
     @staticmethod
     def label_set(records: Iterable[Record]) -> list[str]:
@@ -162,8 +176,9 @@ class TokenClassification:
         """A label for every word of the example, and its entities.
 
         A word that no token stands for (cut off, or of characters that the tokenizer
-        drops) is O with score 0. ``entities`` have word offsets ``start``, ``stop`` and,
-        where the example has text, character offsets ``start_char``, ``stop_char``.
+        drops) is O with score 0. ``entities`` have word offsets ``start``, ``stop``
+        and, where the example has text, character offsets ``start_char``,
+        ``stop_char``.
         """
         labels = [OUTSIDE] * len(example["tokens"])
         scores = [0.0] * len(labels)
@@ -180,7 +195,10 @@ class TokenClassification:
                 "text": " ".join(example["tokens"][start:stop]),
             }
             if "offsets" in example:
-                begin, end = example["offsets"][start][0], example["offsets"][stop - 1][1]
+                begin, end = (
+                    example["offsets"][start][0],
+                    example["offsets"][stop - 1][1],
+                )
                 entity.update(start_char=begin, stop_char=end)
                 entity["text"] = example["text"][begin:end]
             entities.append(entity)

@@ -1,8 +1,8 @@
 """Checkpoints by Orbax: the whole state, asynchronous, the last few and the best few.
 
-A checkpoint ``<step>`` holds two items, ``params`` (what a model needs) and ``training``
-(what only training needs), each with fingerprints of its arrays: a file that rots is
-noticed when it is read, on whatever layout it is read.
+A checkpoint ``<step>`` holds two items, ``params`` (what a model needs) and
+``training`` (what only training needs), each with fingerprints of its arrays: a file
+that rots is noticed when it is read, on whatever layout it is read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from jaxlm.core.errors import UserError
+from jaxlm.train.damage import attempt, metrics_problem, with_checksum
 from jaxlm.train.fingerprint import fingerprints
 from jaxlm.train.state import State
 
@@ -27,7 +28,7 @@ DAMAGED = "damaged"
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
+    """A checkpoint that cannot be read, or whose arrays are not those saved."""
 
 
 class Checkpoints:
@@ -36,6 +37,9 @@ class Checkpoints:
     ``score`` turns the metrics of an evaluation into the figure that the best are kept
     by, greater being better; None for metrics that lack it. ``clean`` removes what a
     killed save left behind: for the run itself alone, never for its readers.
+
+    Raises:
+      UserError: without ``clean``, a checkpoint's metrics cannot be read.
     """
 
     def __init__(
@@ -47,24 +51,16 @@ class Checkpoints:
         score: Callable[[Mapping[str, Any]], float | None] = lambda _: None,
         clean: bool = False,
     ):
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        self.directory, self.score = directory, score
-        policies = ocp.training.preservation_policies
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # we report by ourselves
+        self.directory, self.score, self._clean = directory, score, clean
+        self._manager: Any = None
+        self._moved = self._check_metrics()
+        # Any: Orbax's own annotations do not fit one another.
+        decisions: Any = ocp.training.save_decision_policies
         self._manager = ocp.training.Checkpointer(
-            directory.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-                1
-            ),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep_last),
-                    policies.BestN(
-                        get_metric_fn=self._rank,
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            str(directory.absolute()),
+            save_decision_policy=decisions.FixedIntervalPolicy(1),
+            preservation_policy=_Keep(keep_last, keep_best, self._rank),
             cleanup_tmp_directories=clean,
         )
         self._fingerprints = jax.jit(fingerprints)
@@ -81,15 +77,12 @@ class Checkpoints:
 
     def reload(self) -> None:
         """Look again at what is on disk; another process may write there."""
+        self._moved += self._check_metrics()
         self._manager.reload()
 
     def best(self) -> int | None:
-        """The step with the best score, the earliest of equals; None if none has one."""
-        scored = [
-            (self._rank(each.metrics), -each.step) for each in self._manager.checkpoints
-        ]
-        scored = [each for each in scored if each[0] > -math.inf]
-        return -max(scored)[1] if scored else None
+        """The step of the best score, the earliest of equals; None if none has one."""
+        return next(iter(_ranked(self._manager.checkpoints, self._rank)), None)
 
     def save(self, state: State, metrics: Mapping[str, float] | None = None) -> None:
         """Begin to save; the state may be donated as soon as this returns."""
@@ -100,9 +93,8 @@ class Checkpoints:
             name: {"arrays": part, "fingerprints": self._fingerprints(part)}
             for name, part in split(state).items()
         }
-        plain = {name: float(value) for name, value in (metrics or {}).items()}
         self._manager.save_checkpointables_async(
-            step, items, metrics=plain or None, force=True
+            step, items, metrics=with_checksum(metrics or {}) or None, force=True
         )
 
     def wait(self) -> None:
@@ -127,17 +119,16 @@ class Checkpoints:
     ) -> State | None:
         """The newest state that is whole, or None; damaged ones are reported.
 
-        A damaged checkpoint is moved beside the others, to ``damaged/``, and not deleted.
+        A damaged checkpoint is not deleted but moved, to ``damaged/`` in the workdir.
         """
+        for moved in self._moved:
+            say(moved)
+        self._moved.clear()
         for step in reversed(self.steps()):
             try:
                 return self.restore(step, abstract)
             except Damaged as problem:
-                aside = self.set_aside(step)
-                say(
-                    f"checkpoint {step} is damaged ({problem}); moved to {aside},"
-                    " the one before it is tried"
-                )
+                say(f"{self._move(step, problem)}, the one before it is tried")
         return None
 
     def set_aside(self, step: int) -> Path:
@@ -148,8 +139,32 @@ class Checkpoints:
         if target.exists():
             shutil.rmtree(target)
         (self.directory / str(step)).rename(target)
-        self._manager.reload()
+        if self._manager is not None:
+            self._manager.reload()
         return target
+
+    def _move(self, step: int, problem: object) -> str:
+        aside = self.set_aside(step)
+        return f"checkpoint {step} is damaged ({problem}); moved to {aside}"
+
+    def _check_metrics(self) -> list[str]:
+        """Find metrics that rotted, at which Orbax would fail or mistake the best.
+
+        Raises:
+          UserError: there are some and it is not for us to move them.
+        """
+        moved = []
+        for path in sorted(self.directory.glob("*/metrics/metrics")):
+            step = path.parts[-3]
+            problem = metrics_problem(path) if step.isdecimal() else None
+            if problem and not self._clean:
+                raise UserError(
+                    f"{path}: is damaged ({problem}); start jaxlm.main again, which"
+                    f" moves it to {DAMAGED}/, or delete checkpoint {step}"
+                )
+            if problem:
+                moved.append(self._move(int(step), problem))
+        return moved
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         scalar = jax.tree.leaves(wanted)[0].sharding
@@ -163,10 +178,11 @@ class Checkpoints:
             }
             for name, part in wanted.items()
         }
-        try:
-            found = self._manager.load_checkpointables(step, asked)
-        except Exception as problem:  # Orbax and TensorStore raise many kinds
-            raise Damaged(_brief(problem)) from problem
+        found, problem = attempt(
+            lambda: self._manager.load_checkpointables(step, asked)
+        )
+        if problem is not None:
+            raise Damaged(problem)
         arrays = {name: item["arrays"] for name, item in found.items()}
         saved = {name: item["fingerprints"] for name, item in found.items()}
         same = jax.tree.map(np.array_equal, self._fingerprints(arrays), saved)
@@ -182,6 +198,27 @@ class Checkpoints:
     def _rank(self, metrics: Any) -> float:
         value = self.score(metrics) if metrics else None
         return -math.inf if value is None or math.isnan(value) else value
+
+
+class _Keep:
+    """Orbax's preservation policy: the newest, and the best with a score."""
+
+    def __init__(self, last: int, best: int, rank: Callable[[Any], float]):
+        self.last, self.best, self.rank = last, best, rank
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> Sequence[bool]:
+        del context
+        kept = {each.step for each in checkpoints[-self.last :]}
+        kept.update(_ranked(checkpoints, self.rank)[: self.best])
+        return [each.step in kept for each in checkpoints]
+
+
+def _ranked(checkpoints: Sequence[Any], rank: Callable[[Any], float]) -> list[int]:
+    """The steps that have a score, best first, the earliest of equals first."""
+    scored = [(-rank(each.metrics), each.step) for each in checkpoints]
+    return [step for value, step in sorted(scored) if value < math.inf]
 
 
 def choose(checkpoints: Checkpoints, wanted: str) -> list[int]:
@@ -220,8 +257,3 @@ def split(state: State) -> dict[str, Any]:
 def join(items: Mapping[str, Any]) -> State:
     """The items of a checkpoint as a state."""
     return State(**items[PARAMS], **items[TRAINING])
-
-
-def _brief(problem: BaseException) -> str:
-    text = " ".join(str(problem).split())
-    return f"{type(problem).__name__}: {text[:160]}"

@@ -97,9 +97,7 @@ class EvaluateConfig:
         "which metric picks the best checkpoint; auto: the task's headline (f1 or"
         " accuracy); any scalar of results/*.json, -name where smaller is better",
     )
-    batch_size: int = field(
-        32, "rows scored at a time, on all devices", minimum=1
-    )
+    batch_size: int = field(32, "rows scored at a time, on all devices", minimum=1)
     at_start: bool = field(True, "also score the model before the first step")
 
     def __post_init__(self) -> None:

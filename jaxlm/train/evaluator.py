@@ -1,4 +1,4 @@
-"""Scoring a model: encode, infer, decode, combine, score; prediction is the same path."""
+"""Scoring a model: encode, infer, decode, combine, score; predicting is the same."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Evaluation:
 class Evaluator:
     """Runs a task's model over data sets, on any mesh.
 
-    ``place`` puts host batches on the mesh. Outputs come back whole to every process, so
-    all of them hold all predictions.
+    ``place`` puts host batches on the mesh. Outputs come back whole to every process,
+    so all of them hold all predictions.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ MISSING = "–"
 LEADING = ("f1", "accuracy", "macro_f1", "precision", "recall", "loss")
 """Scores that every table shows first, in this order."""
 BOOKKEEPING = frozenset(
-    ("step", "epoch", "examples", "tokens", "tokens_per_second", "seconds")
+    ("step", "epoch", "examples", "truncated", "tokens", "tokens_per_second", "seconds")
 )
 
 

@@ -1,8 +1,8 @@
 """The training loop: steps, and what is due between them.
 
 The loop knows neither the task nor the model: it drives a step over planned batches,
-keeps the device busy (figures are fetched when they are long ready), and at set steps
-evaluates, saves and writes down.
+fetches figures only for the lines that it writes, and at set steps evaluates, saves and
+writes down.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.config import CheckpointConfig, EvaluateConfig
+from jaxlm.train.figures import words
 from jaxlm.train.progress import Progress
 from jaxlm.train.records import RunRecords
 from jaxlm.train.state import State
@@ -52,7 +53,9 @@ class Due:
 
     def log(self, step: int) -> bool:
         """Every so many steps, at the end of an epoch and wherever we wait anyway."""
-        return step % self.log_every_steps == 0 or self.epoch_end(step) or self.save(step)
+        return (
+            step % self.log_every_steps == 0 or self.epoch_end(step) or self.save(step)
+        )
 
     def epoch_end(self, step: int) -> bool:
         """Whether an epoch is done."""
@@ -66,15 +69,15 @@ class Meter:
     waiting: list[tuple[int, Any]] = field(default_factory=list)
     sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+    losses: tuple[str, ...] = ()
 
     def add(self, step: int, figures: Any) -> None:
         """Note a step's device figures without waiting for them."""
         self.waiting.append((step, figures))
 
-    def fetch(self, keep: int = 0) -> None:
-        """Bring all but the newest ``keep`` to the host."""
-        count = len(self.waiting) - keep
-        ready, self.waiting = self.waiting[:count], self.waiting[count:]
+    def fetch(self) -> None:
+        """Bring all figures to the host, waiting for the newest."""
+        ready, self.waiting = self.waiting, []
         for _, figures in jax.device_get(ready):
             names = {**figures["losses"], **figures["measures"]}
             for window in ("line", "epoch"):
@@ -97,7 +100,11 @@ class Meter:
 
 
 class Diverged(Exception):
-    """The loss is not a number any more."""
+    """The loss or its gradient is not a number any more."""
+
+    def __init__(self, step: int, problem: str):
+        super().__init__(f"{problem} by step {step}")
+        self.step = step
 
 
 def fit(
@@ -122,18 +129,25 @@ def fit(
       Diverged: the loss became NaN or infinite; the last checkpoint is from before.
     """
     plan, meter, clock = due.plan, Meter(), Clock(loader)
-    number = int(state.step)
+    number = first = int(state.step)
     for planned, batch in loader.iterate(number):
         state, figures = step(state, batch)
         number += 1
         meter.add(number, figures)
-        clock.count(sum(int(loader.windows[i].length) for row in planned.rows for i in row))
-        if not due.log(number):
+        clock.count(
+            sum(loader.windows[index].length for row in planned.rows for index in row)
+        )
+        if number == first + 1:
+            meter.fetch()  # compiling is not training: the clock begins behind it
+            clock.restart()
+        stop = stopped()
+        if not (due.log(number) or stop):
             progress.update(number, epoch=plan.epoch(number))
             continue
-        meter.fetch(keep=0 if due.save(number) else 1)
-        if meter.last and not np.isfinite(meter.last["loss"]):
-            raise Diverged(f"the loss is {meter.last['loss']} by step {number}")
+        meter.fetch()
+        for name in meter.last:
+            if not np.isfinite(meter.last[name]):
+                raise Diverged(number, f"the {words(name)} is {meter.last[name]}")
         speed = clock.lap()
         line = meter.means("line")
         progress.update(
@@ -157,7 +171,6 @@ def fit(
         if due.save(number):
             checkpoints.save(state, scores)
         if due.epoch_end(number) or scores is not None:
-            meter.fetch()
             progress.epoch_line(
                 number,
                 epoch=round(plan.epoch(number), 2),
@@ -168,7 +181,7 @@ def fit(
         if due.save(number):
             records.write_status("running", number, len(plan.steps))
         clock.restart()
-        if stopped():
+        if stop:
             checkpoints.save(state)
             break
     checkpoints.wait()
@@ -183,26 +196,22 @@ class Clock:
 
     def __init__(self, loader: Loader):
         self.loader = loader
-        self.elapsed = self.tokens = 0.0
-        self.input_wait = 0.0
-        self._lap_tokens = 0
+        self.elapsed = self.input_wait = 0.0
         self.restart()
 
     def restart(self) -> None:
         """Begin a lap now."""
-        self._began = time.perf_counter()
+        self._began, self._lap_tokens = time.perf_counter(), 0
         self._waited = self.loader.wait_seconds
 
     def count(self, tokens: int) -> None:
         """Real tokens of a dispatched step."""
         self._lap_tokens += tokens
 
-    def lap(self) -> float:
-        """End a lap: real tokens per second in it."""
+    def lap(self) -> float | None:
+        """End a lap: real tokens per second in it; None for one without a step."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
         waited = self.loader.wait_seconds - self._waited
         self.elapsed += seconds
-        self.tokens += self._lap_tokens
         self.input_wait = round(waited / seconds, 4)
-        speed, self._lap_tokens = self._lap_tokens / seconds, 0
-        return round(speed, 1)
+        return round(self._lap_tokens / seconds, 1) if self._lap_tokens else None

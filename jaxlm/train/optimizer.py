@@ -12,7 +12,7 @@ from jaxlm.core.types import Params
 from jaxlm.train.config import OptimizerConfig
 
 UNDECAYED = ("bias", "scale")
-"""Last parts of names that never decay: biases and norm scales (as BERT was trained)."""
+"""Last parts of names that never decay: biases and norm scales, as in BERT."""
 
 
 def decay_mask(params: Params) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def optimizer_shardings(
     shardings: Params,
     otherwise: jax.sharding.Sharding,
 ) -> Any:
-    """Where the optimizer's state lives: moments with their parameter, counts anywhere."""
+    """Where the optimizer's state lives: moments by their parameter, counts whole."""
     state = jax.eval_shape(optimizer.init, shapes)
     return optax.tree.map_params(
         optimizer,

@@ -13,8 +13,8 @@ class State(NamedTuple):
     """The whole state of training; a checkpoint holds just this.
 
     ``key`` is the raw data (u32) of the dropout key that every step folds its number
-    into. Nothing is kept of the data's order: it is a plan, and ``step`` is the place in
-    it. ``phase`` numbers the list of phases that the run is made of.
+    into. Nothing is kept of the data's order: it is a plan, and ``step`` is the place
+    in it. ``phase`` numbers the list of phases that the run is made of.
     """
 
     trainable: Params

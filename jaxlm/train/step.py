@@ -23,10 +23,10 @@ def make_step(
 ) -> Step:
     """Build ``step(state, batch) -> (state, figures)``.
 
-    Weights depend on the batch alone: they are summed over the whole global batch first,
-    and every microbatch is divided by that figure. So 1, 4 or 8 microbatches or devices
-    agree to rounding. ``figures`` are device scalars: ``losses`` and ``measures`` as
-    sums and weights, the loss, the norm of the gradient, the tokens.
+    Weights depend on the batch alone: they are summed over the whole global batch
+    first, and every microbatch is divided by that figure. So 1, 4 or 8 microbatches or
+    devices agree to rounding. ``figures`` are device scalars: ``losses`` and
+    ``measures`` as sums and weights, the loss, the norm of the gradient, the tokens.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
@@ -41,7 +41,7 @@ def make_step(
             "loss": loss,
             "losses": losses,
             "measures": measures,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "tokens": batch["mask"].sum(),
         }
         state = state._replace(
@@ -69,7 +69,7 @@ def _gradients(
     def scalar(trainable: Any) -> tuple[jax.Array, tuple[Losses, Losses]]:
         losses, measures = objective(trainable, state.frozen, batch, key, state.step)
         whole = weights or {name: each.weight for name, each in losses.items()}
-        loss = sum(
+        loss: Any = sum(
             each.total / jnp.maximum(whole[name], 1e-8) for name, each in losses.items()
         )
         return loss, (losses, measures)

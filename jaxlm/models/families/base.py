@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,9 +54,11 @@ class Family:
 def require(hf: Mapping[str, Any], key: str, allowed: Mapping[Any, Any]) -> Any:
     """Translate an option of config.json; one that we lack is refused by name."""
     value = hf.get(key, next(iter(allowed)))
-    if value not in allowed:
+    if value not in tuple(allowed):  # by ==, since a list of the file has no hash
         names = ", ".join(str(name) for name in allowed)
-        raise UserError(f"config.json: {key}={value!r} is not supported; allowed: {names}")
+        raise UserError(
+            f"config.json: {key}={value!r} is not supported; allowed: {names}"
+        )
     return allowed[value]
 
 
@@ -65,7 +68,7 @@ def read(hf: Mapping[str, Any], key: str, kind: type, default: Any = None) -> An
     if value is None:
         raise UserError(f"config.json: {key} is missing; the model cannot be built")
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fits or kind(value) != value or value < 0:
+    if not fits or not math.isfinite(value) or kind(value) != value or value < 0:
         raise UserError(
             f"config.json: {key}={value!r} is not allowed; a number, 0 or more"
         )

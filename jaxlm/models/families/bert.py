@@ -1,10 +1,11 @@
-"""BERT (Devlin et al., 2019, arXiv:1810.04805), post-norm encoder, learned positions."""
+"""BERT (Devlin et al., 2019, arXiv:1810.04805): post-norm, learned positions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from jaxlm.core.errors import UserError
 from jaxlm.models.config import TransformerConfig
 from jaxlm.models.families.base import Family, Weight, read, require
 
@@ -20,8 +21,14 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         "gelu_pytorch_tanh": "gelu_tanh",
         "relu": "relu",
     }
+    types = read(hf, "type_vocab_size", int, 2)
+    if types < 1:
+        raise UserError("config.json: type_vocab_size is 0; it must be at least 1")
     dropout = read(hf, "hidden_dropout_prob", float, 0.1)
-    head_dropout = hf.get("classifier_dropout")
+    if hf.get("classifier_dropout") is None:
+        head_dropout = dropout
+    else:
+        head_dropout = read(hf, "classifier_dropout", float)
     return TransformerConfig(
         vocab_size=read(hf, "vocab_size", int),
         width=read(hf, "hidden_size", int),
@@ -29,12 +36,12 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         heads=read(hf, "num_attention_heads", int),
         mlp_width=read(hf, "intermediate_size", int),
         max_positions=read(hf, "max_position_embeddings", int),
-        type_vocab_size=read(hf, "type_vocab_size", int, 2),
+        type_vocab_size=types,
         activation=require(hf, "hidden_act", activations),
         norm_epsilon=read(hf, "layer_norm_eps", float, 1e-12),
         dropout=dropout,
         attention_dropout=read(hf, "attention_probs_dropout_prob", float, 0.1),
-        head_dropout=dropout if head_dropout is None else float(head_dropout),
+        head_dropout=head_dropout,
         initializer_range=read(hf, "initializer_range", float, 0.02),
     )
 
@@ -84,5 +91,8 @@ BERT = Family(
         r"cls\..*",
         r"(classifier|qa_outputs)\.(weight|bias)",
     ),
-    renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    renamed=(
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    ),
 )

@@ -1,0 +1,146 @@
+"""jaxlm in a notebook: ``from jaxlm import api``; the doors, as functions.
+
+Not in ``jaxlm`` itself, whose ``train``, ``evaluate`` and ``predict`` are modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.core import schema
+from jaxlm.core.config import to_config_dict
+from jaxlm.core.errors import UserError
+from jaxlm.experiment.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from jaxlm.core.types import Prediction, Record
+    from jaxlm.experiment.runs import Run
+
+NAMES = {
+    "ner": "token_classification",
+    "token_classification": "token_classification",
+    "classify": "text_classification",
+    "text_classification": "text_classification",
+}
+STARTS = {
+    "token_classification": {"sample": "sample:ner", "epochs": 12, "rate": 3e-4},
+    "text_classification": {"sample": "sample:topics", "epochs": 10, "rate": 2e-4},
+}
+"""What ``configs/ner.py`` and ``configs/classify.py`` set, which no wheel holds."""
+
+
+def config(task: str, *, tiny: bool = False) -> ConfigDict:
+    """The config of a task, to be changed by attribute: ``config.train.epochs = 3``.
+
+    ``task`` is ``ner`` (or ``token_classification``) or ``classify`` (or
+    ``text_classification``). The keys are those of the config files and the values
+    those of ``configs/ner.py`` and ``configs/classify.py``; ``tiny`` is their variant,
+    a very small random model that needs no download. ``config.data.train``,
+    ``validation`` and ``test`` take a source string or a list of records; ``""`` or
+    ``[]`` for none.
+
+    Raises:
+      UserError: no such task.
+    """
+    name = among(task, NAMES, "task")
+    start: dict[str, Any] = STARTS[name]
+    made: Any = to_config_dict(ExperimentConfig)
+    made.task.name = name
+    made.data.train = made.data.validation = made.data.test = start["sample"]
+    made.train.epochs = start["epochs"]
+    made.train.batch_size = 4
+    made.optimizer.learning_rate = start["rate"]
+    if tiny:
+        made.model.pretrained = "random:tiny"
+        made.data.train = f"{start['sample']}[:64]"
+        made.data.validation = made.data.test = f"{start['sample']}[:32]"
+        made.data.max_length = 64
+        made.train.epochs = 3
+        made.optimizer.learning_rate = 3e-3
+    return made
+
+
+def train(
+    config: ConfigDict | ExperimentConfig,
+    workdir: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Run:
+    """Train, or resume what the workdir holds; the run, with its final ``metrics``.
+
+    Raises:
+      UserError: something in the config, the data or the workdir that a user can mend.
+    """
+    from jaxlm.experiment import training
+    from jaxlm.experiment.runs import Run
+
+    if not isinstance(config, ExperimentConfig):
+        config = schema.build(ExperimentConfig, config.to_dict())
+    training.train(config, workdir, overwrite=overwrite)
+    return Run(workdir)
+
+
+def evaluate(
+    run: Run | str | Path,
+    data: str | Sequence[Record] | None = None,
+    *,
+    split: str = "test",
+    step: str | int = "best",
+) -> dict[str, Any]:
+    """Score a checkpoint on a split of the run's config, or on other labelled data.
+
+    ``data`` is a source string or a list of records. As the door, writes ``results/``
+    and ``predictions/``, under the name ``records`` for a list.
+
+    Raises:
+      UserError: there is no such run, checkpoint or data.
+    """
+    from jaxlm.experiment.runs import SPLITS, source_name
+
+    among(split, {each: each for each in SPLITS}, "split")
+    run = opened(run)
+    name = source_name(data) if isinstance(data, str) else "records"
+    number = chosen(run, step)
+    dataset = run.dataset(split, data)
+    return run.evaluate(dataset, split if data is None else name, number).metrics
+
+
+def predict(
+    run: Run | str | Path,
+    inputs: str | Sequence[str | Sequence[str] | Record],
+    *,
+    step: str | int = "best",
+) -> list[Prediction]:
+    """Predictions for texts, lists of words or records, in their order.
+
+    Raises:
+      UserError: there is no such run or checkpoint, or an input is none of these.
+    """
+    run = opened(run)
+    inputs = [inputs] if isinstance(inputs, str | Mapping) else inputs
+    return run.predict(inputs, chosen(run, step))
+
+
+def opened(run: Run | str | Path) -> Run:
+    """The run itself, or that of a workdir."""
+    from jaxlm.experiment.runs import Run
+
+    return run if isinstance(run, Run) else Run(run)
+
+
+def chosen(run: Run, step: str | int) -> int:
+    """The one checkpoint that ``best``, ``last`` or a number means."""
+    if step == "all":
+        raise UserError("step='all' is not allowed; best, last or a number")
+    return run.choose(str(step))[0]
+
+
+def among(word: str, allowed: Mapping[str, str], what: str) -> str:
+    """What a word of ``allowed`` stands for."""
+    if word not in allowed:
+        raise UserError(f"no such {what}: {word!r}; one of {', '.join(allowed)}")
+    return allowed[word]

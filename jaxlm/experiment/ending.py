@@ -1,0 +1,112 @@
+"""After training: the best checkpoint's scores, the table and the report page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlm.core import config as configs
+from jaxlm.core.schema import to_dict
+from jaxlm.experiment.config import ExperimentConfig
+from jaxlm.experiment.prepare import Prepared
+from jaxlm.experiment.scoring import record
+from jaxlm.train.checkpoints import Checkpoints, Damaged, choose
+from jaxlm.train.evaluator import Evaluator
+from jaxlm.train.progress import Progress, score_table
+from jaxlm.train.records import RunRecords, first_and_last, read_results, read_status
+from jaxlm.train.report import write_report
+from jaxlm.train.state import State
+
+
+def finish(
+    run: Prepared,
+    state: State,
+    checkpoints: Checkpoints,
+    evaluator: Evaluator,
+    records: RunRecords,
+    began: float,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Score the best checkpoint on the test set, and show it all."""
+    total, final = int(state.step), "test" if "test" in run.data else "validation"
+    best, state = best_state(run, state, checkpoints, say)
+    metrics: dict[str, Any] = {}
+    if final in run.data:
+        known = (best, final) in {
+            (each["step"], each["split"]) for each in records.read()
+        }
+        evaluation = evaluator.evaluate(state.trainable, run.data[final])
+        record(evaluation, final, best, records, line=not known)
+        metrics = {**evaluation.metrics, "step": best, "split": final}
+        say("")
+        say(evaluation.report)
+        before = first_and_last(read_results(records.workdir), final)[0]
+        show_scores(before, metrics, total)
+    seconds = round(time.perf_counter() - began, 1)
+    device = run.parts.mesh.devices.flat[0].device_kind
+    records.write_status(
+        "finished", total, total, best=best, seconds=seconds, device=device
+    )
+    page = write_report(records.workdir, report_config(run.parts.config))
+    say(f"best checkpoint: step {best} of {total}; {seconds} s; report: {page}")
+    return {**metrics, "step": best, "split": final}
+
+
+def best_state(
+    run: Prepared, state: State, checkpoints: Checkpoints, say: Callable[[str], None]
+) -> tuple[int, State]:
+    """The step and the parameters of the best checkpoint that is whole."""
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        run.parts.model.shapes,
+        run.parts.shardings,
+    )
+    while (best := choose(checkpoints, "best")[0]) != int(state.step):
+        try:
+            trainable, frozen = checkpoints.restore_params(best, abstract, {})
+        except Damaged as problem:
+            aside = checkpoints.set_aside(best)
+            say(f"best checkpoint {best} is damaged ({problem}); moved to {aside}")
+            continue
+        return best, state._replace(trainable=trainable, frozen=frozen)
+    return best, state
+
+
+def show_again(
+    config: ExperimentConfig, workdir: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a finished run came to: nothing is left to do."""
+    status, results = read_status(workdir) or {}, read_results(workdir)
+    final = "test" if config.data.test else "validation"
+    last = [
+        each
+        for each in results
+        if each["split"] == final and each["step"] == status["best"]
+    ]
+    if last:
+        show_scores(first_and_last(results, final)[0], last[0], status["step"])
+    page = write_report(workdir, report_config(config))
+    say(
+        f"{workdir} is finished: best checkpoint: step {status['best']} of"
+        f" {status['total_steps']}; report: {page}; --overwrite trains anew"
+    )
+    return {**(last[0] if last else {}), "step": status["best"], "split": final}
+
+
+def show_scores(
+    before: Mapping[str, Any], after: Mapping[str, Any], total: int
+) -> None:
+    """The final table: the scores before training and after it."""
+    with Progress(total, start_step=total) as progress:
+        progress.show(score_table(before, after))
+
+
+def report_config(config: ExperimentConfig) -> dict[str, Any]:
+    """The config and the versions, as the report shows them."""
+    return {**to_dict(config), "versions": configs.versions()}

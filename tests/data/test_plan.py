@@ -1,0 +1,193 @@
+"""The plan: every window once an epoch, the same for everybody, and well filled."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm.data.plan import RunPlan, most_segments, plan_epoch, plan_once, plan_run
+
+MAX_LENGTH = 32
+LENGTHS = st.lists(st.integers(2, MAX_LENGTH), min_size=1, max_size=200)
+CASES = {
+    "lengths": LENGTHS,
+    "batch_size": st.integers(1, 9),
+    "packing": st.booleans(),
+    "seed": st.integers(0, 5),
+}
+PLAN = {"batch_size": 4, "max_length": MAX_LENGTH, "packing": True, "seed": 0}
+
+
+def indices(steps):
+    return [index for step in steps for row in step.rows for index in row]
+
+
+def realistic_lengths(count=3000, seed=0):
+    """As tokens of news sentences: a median of 25, few beyond 60, at most 128."""
+    random = np.random.default_rng(seed)
+    return np.clip(random.lognormal(3.2, 0.6, count).astype(int), 3, 128)
+
+
+@given(**CASES)
+def test_an_epoch_holds_every_window_exactly_once(lengths, **options):
+    steps = plan_epoch(lengths, max_length=MAX_LENGTH, epoch=0, **options)
+    assert sorted(indices(steps)) == list(range(len(lengths)))
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 9), packing=st.booleans())
+def test_an_evaluation_holds_every_window_exactly_once(lengths, **options):
+    steps = plan_once(lengths, max_length=MAX_LENGTH, **options)
+    assert sorted(indices(steps)) == list(range(len(lengths)))
+
+
+@given(**CASES)
+def test_no_row_is_longer_than_its_step_and_no_step_than_allowed(lengths, **options):
+    for step in plan_epoch(lengths, max_length=MAX_LENGTH, epoch=0, **options):
+        assert step.length <= MAX_LENGTH
+        for row in step.rows:
+            assert 0 < sum(lengths[index] for index in row) <= step.length
+
+
+@given(**CASES)
+def test_only_the_last_step_of_an_epoch_may_lack_rows(lengths, batch_size, **options):
+    steps = plan_epoch(
+        lengths, batch_size=batch_size, max_length=MAX_LENGTH, epoch=0, **options
+    )
+    *full, last = [len(step.rows) for step in steps]
+    assert all(count == batch_size for count in full)
+    assert 1 <= last <= batch_size
+
+
+@given(**CASES)
+def test_without_packing_a_row_is_one_window(lengths, packing, **options):
+    steps = plan_epoch(
+        lengths, max_length=MAX_LENGTH, epoch=0, packing=False, **options
+    )
+    assert most_segments(steps) == 1
+
+
+@given(epoch=st.integers(0, 3), **CASES)
+def test_a_plan_is_a_function_of_its_arguments(epoch, **options):
+    first, second = (
+        plan_epoch(max_length=MAX_LENGTH, epoch=epoch, **options) for _ in range(2)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_epochs_and_seeds_order_windows_differently(packing):
+    lengths = realistic_lengths(200)
+
+    def order(seed, epoch):
+        options = PLAN | {"max_length": 128, "packing": packing, "seed": seed}
+        return tuple(indices(plan_epoch(lengths, epoch=epoch, **options)))
+
+    assert len({order(0, 0), order(0, 1), order(1, 0), order(1, 1)}) == 4
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_windows_meet_others_in_each_epoch(packing):
+    lengths = realistic_lengths(2000)
+    options = PLAN | {"max_length": 128, "packing": packing}
+    first, second = (
+        {
+            pair
+            for step in plan_epoch(lengths, epoch=epoch, **options)
+            for pair in pairwise(sorted(indices([step])))
+        }
+        for epoch in range(2)
+    )
+    assert len(first & second) < 0.05 * len(first)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_long_and_short_windows_are_spread_over_the_epoch(packing):
+    lengths = realistic_lengths(2000)
+    options = PLAN | {"max_length": 128, "packing": packing, "batch_size": 8}
+    steps = plan_epoch(lengths, epoch=0, **options)
+    order = lengths[indices(steps)]
+    halves = [half.mean() for half in np.array_split(order, 2)]
+    assert abs(halves[0] / halves[1] - 1) < 0.25
+
+
+def test_packing_fills_nine_tenths_of_realistic_rows():
+    lengths = realistic_lengths()
+    options = PLAN | {"max_length": 128, "batch_size": 16}
+    steps = plan_epoch(lengths, epoch=0, **options)
+    rows = sum(len(step.rows) for step in steps)
+    assert lengths.sum() / (rows * 128) >= 0.9
+
+
+def test_batches_of_like_lengths_waste_little_without_packing():
+    lengths = realistic_lengths()
+    options = PLAN | {"max_length": 128, "batch_size": 16, "packing": False}
+    steps = plan_epoch(lengths, epoch=0, **options)
+    # Where every row were 128 long, a quarter would be real.
+    assert lengths.sum() / sum(len(step.rows) * step.length for step in steps) > 0.7
+
+
+@settings(max_examples=30)
+@given(max_length=st.integers(8, 600), seed=st.integers(0, 9))
+def test_few_distinct_lengths_are_compiled(max_length, seed):
+    lengths = np.random.default_rng(seed).integers(2, max_length + 1, 500)
+    options = {"batch_size": 2, "max_length": max_length, "packing": False}
+    assert len({step.length for step in plan_once(lengths, **options)}) <= 8
+    packed = options | {"packing": True}
+    assert {step.length for step in plan_once(lengths, **packed)} == {max_length}
+
+
+def test_evaluation_begins_with_the_longest():
+    steps = plan_once([3, 9, 5], batch_size=1, max_length=16, packing=False)
+    assert indices(steps) == [1, 2, 0]
+
+
+def test_epochs_follow_one_another():
+    lengths = realistic_lengths(100) % MAX_LENGTH + 1
+    run = plan_run(lengths, epochs=3, steps=None, **PLAN)
+    each = [plan_epoch(lengths, epoch=epoch, **PLAN) for epoch in range(3)]
+    assert list(run.steps) == [step for steps in each for step in steps]
+    assert [*run.epoch_ends] == list(np.cumsum([len(steps) for steps in each]))
+
+
+@given(lengths=LENGTHS, steps=st.integers(1, 60))
+def test_a_number_of_steps_overrides_epochs(lengths, steps):
+    run = plan_run(lengths, epochs=1, steps=steps, **PLAN)
+    assert len(run.steps) == steps
+    assert run.epoch_ends[-1] == steps
+    assert all(a < b for a, b in pairwise((0, *run.epoch_ends)))
+
+
+@given(lengths=LENGTHS, steps=st.integers(1, 30))
+def test_a_shorter_run_is_the_beginning_of_a_longer_one(lengths, steps):
+    short = plan_run(lengths, epochs=1, steps=steps, **PLAN)
+    long = plan_run(lengths, epochs=1, steps=2 * steps, **PLAN)
+    assert long.steps[:steps] == short.steps
+
+
+def test_what_remains_after_a_resume_completes_the_epoch():
+    lengths = realistic_lengths(200) % MAX_LENGTH + 1
+    run = plan_run(lengths, epochs=2, steps=None, **PLAN)
+    done = run.steps[:7]
+    rest = run.steps[7:]
+    assert Counter(indices(done)) + Counter(indices(rest)) == Counter(
+        {index: 2 for index in range(200)}
+    )
+
+
+def test_epochs_are_counted_with_a_fraction():
+    run = RunPlan(steps=(), epoch_ends=(4, 10))
+    assert [run.epoch(step) for step in (0, 1, 4, 7, 10)] == [0, 0.25, 1, 1.5, 2]
+
+
+def test_a_plan_of_no_windows_is_refused():
+    with pytest.raises(ValueError, match="without windows"):
+        plan_run([], epochs=1, steps=5, **PLAN)
+
+
+def test_an_evaluation_of_no_windows_has_no_steps():
+    options = {"batch_size": 4, "max_length": MAX_LENGTH}
+    assert plan_once([], packing=True, **options) == []
+    assert most_segments([]) == 1

@@ -1,0 +1,119 @@
+"""Tokenizers as checkpoints bring them; real vocabularies."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxlm.core.errors import UserError
+from jaxlm.data.tokenizer import Frame, Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm):
+    return Tokenizer(minilm)
+
+
+def test_the_frame_is_what_the_tokenizer_puts_around_a_text(tokenizer):
+    assert tokenizer.frame == Frame(before=(101,), after=(102,))
+    assert tokenizer.frame.length == 2
+
+
+def test_text_becomes_ids_without_special_tokens(tokenizer):
+    ids = tokenizer.text("Washington, D.C.")
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [2899, 1010, 1040, 1012, 1039, 1012]
+
+
+def test_each_token_says_which_word_it_came_from(tokenizer):
+    pieces = tokenizer.words(["Ekeus", "heads"])
+    assert pieces.words.tolist() == [0] * (len(pieces.ids) - 1) + [1]
+    assert len(pieces.ids) > 2
+    assert pieces.words.dtype == pieces.ids.dtype == np.int32
+
+
+def test_truncation_that_the_file_asks_for_is_off(minilm, tokenizer):
+    asked = json.loads((minilm / "tokenizer.json").read_text())["truncation"]
+    assert asked["max_length"] < 1000
+    assert len(tokenizer.text("word " * 1000)) == 1000
+    assert len(tokenizer.words(["word"] * 1000).ids) == 1000
+
+
+def test_padding_that_the_file_asks_for_is_off(minilm, tokenizer):
+    asked = json.loads((minilm / "tokenizer.json").read_text())["padding"]
+    assert asked["strategy"]["Fixed"] > 1
+    assert len(tokenizer.text("word")) == 1
+
+
+@pytest.mark.parametrize("word", ["\u200b", "\x00", "\ufffd", "\x07\u200d"])
+def test_a_word_of_no_visible_character_yields_no_token(tokenizer, word):
+    assert tokenizer.words(["a", word, "b"]).words.tolist() == [0, 2]
+
+
+def test_words_that_all_yield_nothing_give_empty_arrays(tokenizer):
+    pieces = tokenizer.words(["\u200b", "\x00"])
+    assert len(pieces.ids) == len(pieces.words) == 0
+    assert pieces.words.dtype == np.int32
+
+
+def test_a_word_spelt_as_a_special_token_keeps_its_place(tokenizer):
+    assert tokenizer.words(["a", "x[MASK]y"]).words.tolist() == [0, 1, 1, 1]
+
+
+def test_the_vocabulary_s_size_is_one_more_than_its_last_id(tokenizer):
+    assert tokenizer.vocab_size == 30522
+
+
+def test_a_saved_tokenizer_reads_back_the_same(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "new" / "folder")
+    again = Tokenizer(tmp_path / "new" / "folder")
+    text = "She works for Acme Rockets GmbH in Köln 🚀 since 1998."
+    assert again.frame == tokenizer.frame
+    assert again.text(text).tolist() == tokenizer.text(text).tolist()
+
+
+def test_a_directory_with_a_vocabulary_alone_is_converted(shared_models):
+    folder = shared_models / "rxnfp-bert-pretraining"
+    assert not (folder / "tokenizer.json").exists()
+    tokenizer = Tokenizer(folder)
+    vocabulary = (folder / "vocab.txt").read_text().splitlines()
+    assert tokenizer.vocab_size == len(vocabulary)
+    before, after = tokenizer.frame.before, tokenizer.frame.after
+    assert [vocabulary[i] for i in (*before, *after)] == ["[CLS]", "[SEP]"]
+
+
+def test_a_cased_vocabulary_keeps_case_where_its_config_says_so(
+    shared_models, tmp_path
+):
+    vocabulary = shared_models / "tokenizers" / "bert-base-cased" / "vocab.txt"
+    (tmp_path / "vocab.txt").write_bytes(vocabulary.read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    names = vocabulary.read_text(encoding="utf-8").splitlines()
+    assert [names[i] for i in Tokenizer(tmp_path).text("Paris paris")] == [
+        "Paris",
+        "par",
+        "##is",
+    ]
+
+
+def refusal(folder):
+    with pytest.raises(UserError) as caught:
+        Tokenizer(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
+    assert "no tokenizer; one of tokenizer.json, vocab.txt" in refusal(tmp_path)
+
+
+def test_a_broken_tokenizer_file_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    assert "not a tokenizer" in refusal(tmp_path)
+
+
+def test_a_vocabulary_of_an_unknown_kind_is_refused_in_one_line(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\na\n")
+    assert "cannot be read" in refusal(tmp_path)

@@ -1,0 +1,123 @@
+"""One tiny run of each task, and doors called in this process, exit codes and all."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import jax
+import pytest
+
+from jaxlm.core import config as configs
+from jaxlm.core import door
+from jaxlm.experiment import ExperimentConfig
+
+ROOT = Path(__file__).parents[2]
+STEPS = (60, 120, 160)
+NER = (
+    "--config.data.train=sample:ner:train[:64]",
+    "--config.data.validation=sample:ner:train[:40]",
+    "--config.data.test=sample:ner:train[20:64]",
+    "--config.optimizer.learning_rate=1e-3",
+)
+TOPICS = (
+    "--config.data.validation=sample:topics:train[:40]",
+    "--config.data.test=sample:topics:train[:40]@0.5,sample:topics:test@0.5",
+    "--config.optimizer.learning_rate=1e-3",
+)
+SHARED = (
+    "--config.model.dropout=0",
+    "--config.train.steps=160",
+    "--config.train.batch_size=8",
+    "--config.evaluate.every_steps=60",
+    "--config.evaluate.at_start=false",
+    "--config.checkpoint.keep_last=3",
+    "--config.mesh.data=1",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory):
+    """A cache of compiled programs: many a test builds the same run again."""
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+        os.environ.pop(name.upper())
+
+
+def trained(workdir: Path, spec: str, overrides: tuple[str, ...]) -> Path:
+    from jaxlm.experiment.training import train
+
+    spec = str(ROOT / "configs" / spec)
+    resolved = configs.resolve(ExperimentConfig, spec, [*SHARED, *overrides])
+    train(resolved.config, workdir, say=lambda _: None)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def ner_run(tmp_path_factory):
+    """A run whose F1 is neither 0 nor 1; tests may evaluate in it, not harm it."""
+    return trained(tmp_path_factory.mktemp("runs") / "ner", "ner.py:tiny", NER)
+
+
+@pytest.fixture(scope="session")
+def topics_run(tmp_path_factory):
+    """The same of text classification."""
+    return trained(tmp_path_factory.mktemp("runs") / "cls", "classify.py:tiny", TOPICS)
+
+
+@pytest.fixture
+def ner_copy(ner_run, tmp_path):
+    """A run of the test's own, to be harmed."""
+    return shutil.copytree(ner_run, tmp_path / "copy")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a door said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a user's mistake; fails where there is anything else."""
+        assert self.code == 2, self
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("error: ").rstrip()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a door as a process would: ``call("evaluate", "--workdir=w")``."""
+
+    def call(name: str, *arguments: object, stdout: TextIO | None = None) -> Answer:
+        module = importlib.import_module(f"jaxlm.{name}")
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        if stdout is not None:  # here, since pytest sets its own before a test begins
+            monkeypatch.setattr(sys, "stdout", stdout)
+        capsys.readouterr()
+        try:
+            door.run(module.main)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return Answer(code, *capsys.readouterr())
+
+    return call

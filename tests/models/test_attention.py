@@ -1,0 +1,122 @@
+"""Attention against a reference in numpy that knows no masks, only lists of tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.models.attention import attention_bias, dense_attention
+
+# Packing and padding at once: two segments, padding inside and at the end; one segment
+# after padding; padding alone.
+SEGMENTS = np.array(
+    [
+        [1, 1, 1, 0, 2, 2, 0],
+        [0, 0, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0],
+    ],
+    np.int32,
+)
+REAL = SEGMENTS > 0
+
+
+def random_inputs(seed=0):
+    random = np.random.default_rng(seed)
+    shape = (*SEGMENTS.shape, 2, 4)
+    return [random.normal(size=shape).astype(np.float32) for _ in range(3)]
+
+
+def attend(query, key, value, **options):
+    return dense_attention(query, key, value, attention_bias(SEGMENTS), **options)
+
+
+def reference(query, key, value):
+    """Each token of each segment, one at a time, in f64; padding stays zero."""
+    result = np.zeros(query.shape)
+    for row, place in np.argwhere(REAL):
+        friends = np.flatnonzero(SEGMENTS[row] == SEGMENTS[row, place])
+        for head in range(query.shape[2]):
+            scores = key[row, friends, head].astype(float) @ query[row, place, head]
+            weights = np.exp(scores / np.sqrt(query.shape[-1]))
+            weights /= weights.sum()
+            result[row, place, head] = weights @ value[row, friends, head]
+    return result
+
+
+def test_a_token_may_see_its_own_segment_and_nobody_padding():
+    bias = attention_bias(jnp.array([[1, 2, 0]]))
+    assert bias.shape == (1, 1, 3, 3)
+    assert (np.asarray(bias[0, 0]) == 0).tolist() == [
+        [True, False, False],
+        [False, True, False],
+        [False, False, False],
+    ]
+
+
+def test_attention_equals_a_reference_with_packing_and_padding_at_once():
+    inputs = random_inputs()
+    found = np.asarray(attend(*inputs))
+    # Sums of at most five fp32 products of numbers around 1.
+    np.testing.assert_allclose(found[REAL], reference(*inputs)[REAL], atol=2e-6)
+
+
+def test_a_padded_position_influences_no_real_output():
+    def real_outputs(key, value):
+        query = random_inputs()[0]
+        return jnp.sum(jnp.where(REAL[:, :, None, None], attend(query, key, value), 0))
+
+    for gradient in jax.grad(real_outputs, argnums=(0, 1))(*random_inputs()[1:]):
+        assert (np.asarray(gradient)[~REAL] == 0).all()
+        assert (np.abs(np.asarray(gradient)[REAL]).max(axis=-1) > 0).any()
+
+
+def test_a_token_influences_no_other_segment():
+    def second_segment(key, value):
+        return attend(random_inputs()[0], key, value)[0, 4:6].sum()
+
+    for gradient in jax.grad(second_segment, argnums=(0, 1))(*random_inputs()[1:]):
+        gradient = np.asarray(gradient)
+        assert (gradient[0, :4] == 0).all() and (gradient[1:] == 0).all()
+
+
+def test_rows_of_padding_alone_are_finite():
+    def total(*inputs):
+        return attend(*inputs).sum()
+
+    outputs = attend(*random_inputs())
+    gradients = jax.grad(total, argnums=(0, 1, 2))(*random_inputs())
+    assert np.isfinite(outputs).all()
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_rows_of_padding_alone_are_finite_in_bf16():
+    inputs = [jnp.asarray(part, jnp.bfloat16) for part in random_inputs()]
+    outputs = attend(*inputs)
+    assert outputs.dtype == jnp.bfloat16
+    assert np.isfinite(np.asarray(outputs, np.float32)).all()
+
+
+def test_scores_are_fp32_where_inputs_are_bf16():
+    # Scores near 300 are 2 apart in bf16, and two keys that differ by less would tie.
+    segments = np.ones((1, 2), np.int32)
+    query = jnp.full((1, 2, 1, 1), 16.0, jnp.bfloat16)
+    key = jnp.asarray([18.0, 18.125], jnp.bfloat16).reshape(1, 2, 1, 1)
+    value = jnp.asarray([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
+    found = dense_attention(query, key, value, attention_bias(segments))
+    expected = 1 / (1 + np.exp(-16 * 0.125))
+    np.testing.assert_allclose(np.float32(found[0, 0, 0, 0]), expected, rtol=2**-8)
+
+
+def test_dropout_drops_attention_weights_and_keeps_their_mean():
+    segments = np.ones((1, 512), np.int32)
+    ones = jnp.ones((1, 512, 1, 1))
+    found = dense_attention(
+        ones,
+        ones,
+        ones,
+        attention_bias(segments),
+        rate=0.25,
+        dropout_key=jax.random.key(0),
+    )
+    # 2**18 draws: the standard error of the mean is sqrt(1/3) / 512 = 0.0011.
+    assert abs(float(found.mean()) - 1) < 0.005
+    assert float(found.std()) > 0.01

@@ -1,0 +1,281 @@
+"""Reading checkpoints: names, dtypes, shards, and every refusal in one line."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.mesh import make_mesh, shardings
+from jaxlm.core.safetensors import write
+from jaxlm.core.trees import flatten
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.models.families.bert import BERT
+from jaxlm.models.functional import functional
+from jaxlm.models.pretrained import load_weights, open_checkpoint
+from jaxlm.models.transformer import Transformer
+
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+}
+QUERY = "encoder.layer.1.attention.self.query.weight"
+UP = "encoder.layer.0.intermediate.dense.weight"
+
+
+def their_weights():
+    """Random tensors under transformers' names, of the shapes that PyTorch has."""
+    width, mlp = CONFIG["hidden_size"], CONFIG["intermediate_size"]
+    shapes = {
+        "embeddings.word_embeddings.weight": (CONFIG["vocab_size"], width),
+        "embeddings.position_embeddings.weight": (12, width),
+        "embeddings.token_type_embeddings.weight": (2, width),
+        "encoder.layer.{layer}.intermediate.dense.weight": (mlp, width),
+        "encoder.layer.{layer}.intermediate.dense.bias": (mlp,),
+        "encoder.layer.{layer}.output.dense.weight": (width, mlp),
+    }
+    random = np.random.default_rng(0)
+    tensors = {}
+    for weight in BERT.weights:
+        square = (width, width) if weight.transpose else (width,)
+        shape = shapes.get(weight.theirs, square)
+        for layer in range(2 if "{layer}" in weight.theirs else 1):
+            name = weight.theirs.format(layer=layer)
+            tensors[name] = random.normal(size=shape).astype(np.float32)
+    return tensors
+
+
+@pytest.fixture
+def save(tmp_path):
+    def saved(tensors, **config):
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | config))
+        write(tmp_path / "model.safetensors", tensors)
+        return tmp_path
+
+    return saved
+
+
+def check_loaded(params, tensors):
+    """Every parameter against the tensor that it came from, bit for bit."""
+    params = flatten(params)
+    for weight in BERT.weights:
+        if weight.ours not in params:
+            continue
+        ours = np.asarray(params[weight.ours])
+        stacked = "{layer}" in weight.theirs
+        for layer in range(2 if stacked else 1):
+            theirs = np.asarray(tensors[weight.theirs.format(layer=layer)], np.float32)
+            theirs = theirs.T if weight.transpose else theirs
+            assert np.array_equal(ours[layer] if stacked else ours, theirs), weight.ours
+
+
+def refusal(open_model, folder):
+    with pytest.raises(UserError) as caught:
+        open_model(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_weight_lies_where_the_table_says(save, open_model):
+    tensors = their_weights()
+    params = open_model(save(tensors), pooler=True).params
+    check_loaded(params, tensors)
+    assert len(flatten(params)) == len(BERT.weights)
+
+
+def test_a_pooler_is_left_out_where_the_model_has_none(save, open_model):
+    assert "pooler" not in open_model(save(their_weights())).params
+
+
+def test_weights_load_into_several_stacks(save, open_model):
+    tensors = their_weights()
+    params = flatten(open_model(save(tensors), splits=(1,)).params)
+    found = params["layers[1:2]/attention/query/kernel"]
+    assert np.array_equal(found[0], tensors[QUERY].T)
+
+
+def test_names_under_the_prefix_of_a_model_with_a_head_load(save, open_model):
+    tensors = their_weights()
+    heads = {
+        "classifier.weight": np.zeros((3, 16), np.float32),
+        "cls.predictions.bias": np.zeros(40, np.float32),
+    }
+    prefixed = {f"bert.{name}": value for name, value in tensors.items()}
+    check_loaded(open_model(save(prefixed | heads), pooler=True).params, tensors)
+
+
+def test_gamma_and_beta_load_as_weight_and_bias(save, open_model):
+    tensors = their_weights()
+
+    def old(name):
+        return name.replace("Norm.weight", "Norm.gamma").replace(
+            "Norm.bias", "Norm.beta"
+        )
+
+    folder = save({old(name): value for name, value in tensors.items()})
+    check_loaded(open_model(folder).params, tensors)
+
+
+def test_a_buffer_of_position_ids_is_ignored(save, open_model):
+    tensors = their_weights()
+    folder = save(tensors | {"embeddings.position_ids": np.arange(12).reshape(1, 12)})
+    check_loaded(open_model(folder).params, tensors)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_weights_of_another_precision_load_as_fp32(save, open_model, dtype):
+    tensors = {name: value.astype(dtype) for name, value in their_weights().items()}
+    params = open_model(save(tensors)).params
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+    check_loaded(params, tensors)
+
+
+def test_all_bad_names_are_listed_in_one_message(save, open_model):
+    tensors = their_weights()
+    del tensors[QUERY], tensors["embeddings.LayerNorm.bias"]
+    tensors |= {"decoder.weight": np.zeros(2, np.float32), "extra": tensors[UP]}
+    tensors[UP] = np.zeros((25, 16), np.float32)
+    message = refusal(open_model, save(tensors))
+    missing, unexpected, misshapen = message.partition("config.json; ")[2].split("; ")
+    assert missing == f"missing: embeddings.LayerNorm.bias, {QUERY}"
+    assert unexpected == "unexpected: decoder.weight, extra"
+    assert misshapen == f"misshapen: {UP} [25, 16] (config.json asks for [24, 16])"
+
+
+def test_one_weight_under_two_spellings_is_refused(save, open_model):
+    tensors = their_weights()
+    tensors["bert.embeddings.LayerNorm.gamma"] = np.zeros(16, np.float32)
+    message = refusal(open_model, save(tensors))
+    assert "bert.embeddings.LayerNorm.gamma" in message
+    assert "embeddings.LayerNorm.weight" in message
+
+
+def test_integer_weights_are_refused(save, open_model):
+    tensors = their_weights()
+    tensors[UP] = tensors[UP].astype(np.int8)
+    assert f"{UP} holds int8; floats are needed" in refusal(open_model, save(tensors))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(save, open_model, value):
+    tensors = their_weights()
+    tensors[QUERY][3, 2] = value
+    assert f"{QUERY} contains NaN or infinity" in refusal(open_model, save(tensors))
+
+
+BAD_CONFIGS = {
+    "another-architecture": ({"model_type": "gpt2"}, "model_type 'gpt2'", "bert"),
+    "no-architecture": ({"model_type": None}, "model_type None", "bert"),
+    "relative-positions": (
+        {"position_embedding_type": "relative_key"},
+        "position_embedding_type='relative_key'",
+        "absolute",
+    ),
+    "decoder": ({"is_decoder": True}, "is_decoder=True", "False"),
+    "cross-attention": ({"add_cross_attention": True}, "add_cross_attention", "False"),
+    "activation": ({"hidden_act": "silu"}, "hidden_act='silu'", "gelu_new"),
+    "activation-list": ({"hidden_act": ["gelu"]}, "hidden_act=['gelu']", "relu"),
+    "heads": ({"num_attention_heads": 3}, "hidden_size=16", "num_attention_heads=3"),
+    "no-layers": ({"num_hidden_layers": 0}, "layers", "at least 1"),
+    "missing": ({"hidden_size": None}, "hidden_size is missing", ""),
+    "text": ({"hidden_size": "16"}, "hidden_size='16'", "a number"),
+    "fraction": ({"hidden_size": 16.5}, "hidden_size=16.5", "a number"),
+    "infinite": ({"vocab_size": float("inf")}, "vocab_size", ""),
+    "dropout": ({"hidden_dropout_prob": 1.0}, "dropout=1.0", "below 1"),
+    "classifier-dropout": ({"classifier_dropout": "x"}, "classifier_dropout='x'", ""),
+    "no-types": ({"type_vocab_size": 0}, "type_vocab_size", "at least 1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "what", "allowed"), BAD_CONFIGS.values(), ids=BAD_CONFIGS
+)
+def test_a_config_that_we_cannot_build_is_refused_by_name(
+    save, open_model, config, what, allowed
+):
+    message = refusal(open_model, save(their_weights(), **config))
+    assert what in message and allowed in message
+    assert "config.json" in message
+
+
+def test_a_directory_without_config_is_refused(tmp_path, open_model):
+    assert "no config.json" in refusal(open_model, tmp_path)
+
+
+def test_the_dropout_of_the_head_may_be_its_own(save):
+    folder = save(their_weights(), hidden_dropout_prob=0.2, classifier_dropout=0.3)
+    config = open_checkpoint(str(folder)).config
+    assert (config.dropout, config.head_dropout) == (0.2, 0.3)
+
+
+def test_the_dropout_of_the_head_is_that_of_the_layers_where_none(save):
+    folder = save(their_weights(), hidden_dropout_prob=0.2, classifier_dropout=None)
+    assert open_checkpoint(str(folder)).config.head_dropout == 0.2
+
+
+def test_weights_born_on_a_mesh_equal_those_on_one_device(save, open_model):
+    tensors = their_weights()
+    folder = save(tensors)
+    plain = open_model(folder, pooler=True)
+    mesh, _ = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    placed = shardings(mesh, plain.axes, plain.shapes)
+    params = load_weights(plain.checkpoint, plain.shapes, placed)
+    check_loaded(params, tensors)
+    kernel = params["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.is_equivalent_to(
+        placed["layers"]["mlp"]["up"]["kernel"], kernel.ndim
+    )
+    assert kernel.addressable_shards[0].data.shape == (2, 8, 12)
+
+
+def test_a_model_on_a_mesh_computes_what_one_device_does(save, open_model, make_batch):
+    plain = open_model(save(their_weights()), scan=True)
+    mesh, _ = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    random = np.random.default_rng(0)
+    batch = make_batch([[(random.integers(1, 40, n), 0)] for n in (8, 3, 5, 7)], 8)
+    expected = jax.jit(plain.apply)(plain.params, batch)["hidden"]
+    placed = shardings(mesh, plain.axes, plain.shapes)
+    params = load_weights(plain.checkpoint, plain.shapes, placed)
+    with jax.set_mesh(mesh):
+        found = jax.jit(plain.apply)(params, batch)["hidden"]
+    # The same sums in two parts: fp32 rounding.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_built_in_tiny_model_has_a_tokenizer_and_no_weights():
+    checkpoint = open_checkpoint("random:tiny")
+    assert checkpoint.weights is None
+    tokenizer = Tokenizer(checkpoint.directory)
+    assert tokenizer.vocab_size <= checkpoint.config.vocab_size
+    with pytest.raises(ValueError, match="no weights"):
+        load_weights(checkpoint, {}, {})
+
+
+def test_a_random_source_takes_the_architecture_of_another(save):
+    checkpoint = open_checkpoint(f"random:{save(their_weights())}")
+    assert checkpoint.weights is None
+    assert checkpoint.config.width == 16
+
+
+def test_new_parameters_follow_the_initialisation_of_the_config():
+    config = replace(open_checkpoint("random:tiny").config, pooler=True)
+    model = functional(partial(Transformer, config, scan=True))
+    params = flatten(jax.jit(model.init)(jax.random.key(0)))
+    kernels = params["layers/mlp/up/kernel"]
+    # 16,384 draws of a normal: the deviation is known to 1/sqrt(2 * 16384) = 0.6%.
+    assert abs(float(kernels.std()) / 0.02 - 1) < 0.03
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert (np.asarray(params["layers/mlp/up/bias"]) == 0).all()
+    assert (np.asarray(params["layers/mlp_norm/scale"]) == 1).all()

@@ -1,0 +1,217 @@
+"""One Transformer, however it runs: scanned, unrolled, recomputed, cut into stacks."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.core.trees import flatten
+from jaxlm.models.functional import functional
+from jaxlm.models.layers import dropout
+from jaxlm.models.stacks import regroup, rematerialise, stack_names
+from jaxlm.models.transformer import Transformer
+
+KEY = jax.random.key(7)
+# Another order of operations in fp32: rounding of 1e-7, some dozen operations deep.
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
+
+
+@pytest.fixture(scope="module")
+def batch(make_batch):
+    random = np.random.default_rng(0)
+    rows = [[(random.integers(1, 50, n), n % 2) for n in row] for row in [(5, 3), (7,)]]
+    return make_batch(rows, 9)
+
+
+@pytest.fixture(scope="module")
+def params(tiny_config):
+    return jax.jit(functional(partial(Transformer, tiny_config)).init)(
+        jax.random.key(1)
+    )
+
+
+@pytest.fixture(scope="module")
+def run(batch):
+    """Outputs and gradients, dropout on unless the key is None."""
+
+    @cache
+    def compiled(config, **options):
+        model = functional(partial(Transformer, config, **options))
+
+        def loss(params, key):
+            outputs = model.apply(params, batch, key)
+            real = batch["mask"][:, :, None]
+            hidden = jnp.where(real, jnp.sin(outputs["hidden"].astype(jnp.float32)), 0)
+            return hidden.sum() + outputs["pooled"].astype(jnp.float32).sum(), outputs
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def made(config, params, key=KEY, **options):
+        (_, outputs), gradients = compiled(config, **options)(params, key)
+        return outputs, gradients
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def forward(batch):
+    """The deterministic outputs; other fields of the batch may be given."""
+
+    @cache
+    def compiled(config, **options):
+        return jax.jit(functional(partial(Transformer, config, **options)).apply)
+
+    def made(config, params, changes=(), key=None, **options):
+        apply = compiled(config, scan=True, **options)
+        return apply(params, {**batch, **dict(changes)}, key)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def unrolled(run, tiny_config, params):
+    return run(tiny_config, params)
+
+
+def check_equal(found, expected):
+    for name, value in flatten(expected).items():
+        np.testing.assert_allclose(
+            flatten(found)[name], value, err_msg=name, **TOLERANCE
+        )
+
+
+@pytest.mark.parametrize("remat", ["none", "block", "dots"])
+def test_scanned_layers_equal_unrolled_ones_with_dropout_on(
+    run, tiny_config, params, unrolled, remat
+):
+    outputs, gradients = run(tiny_config, params, scan=True, remat=remat)
+    check_equal(outputs, unrolled[0])
+    check_equal(gradients, unrolled[1])
+
+
+def test_an_unknown_rematerialisation_is_refused():
+    with pytest.raises(ValueError, match="allowed: none, block, dots"):
+        rematerialise(lambda x: x, "full")
+
+
+def test_several_stacks_equal_one_with_dropout_on(run, tiny_config, params, unrolled):
+    config = replace(tiny_config, splits=(1,))
+    cut = regroup(params, tiny_config.stacks, config.stacks)
+    outputs, gradients = run(config, cut, scan=True)
+    check_equal(outputs, unrolled[0])
+    check_equal(regroup(gradients, config.stacks, tiny_config.stacks), unrolled[1])
+
+
+def test_stacks_are_named_after_their_layers():
+    assert stack_names((3,)) == [("layers", range(3))]
+    assert stack_names((1, 2)) == [
+        ("layers[0:1]", range(1)),
+        ("layers[1:3]", range(1, 3)),
+    ]
+
+
+@pytest.fixture
+def deep():
+    """Parameters of five layers whose rows say which layer they are."""
+    return {"layers": {"kernel": jnp.arange(5)[:, None]}, "pooler": {"bias": KEY}}
+
+
+def test_regrouping_cuts_at_layers_and_passes_the_rest(deep):
+    there = regroup(regroup(deep, (5,), (2, 3)), (2, 3), (1, 3, 1))
+    assert set(there) == {"layers[0:1]", "layers[1:4]", "layers[4:5]", "pooler"}
+    assert there["layers[1:4]"]["kernel"][:, 0].tolist() == [1, 2, 3]
+    assert there["pooler"] is deep["pooler"]
+
+
+def test_regrouping_there_and_back_returns_every_bit(deep):
+    back = regroup(regroup(deep, (5,), (1, 3, 1)), (1, 3, 1), (5,))
+    assert set(back) == set(deep)
+    assert back["layers"]["kernel"].tolist() == deep["layers"]["kernel"].tolist()
+
+
+def test_regrouping_into_another_depth_is_refused(deep):
+    with pytest.raises(ValueError, match="5 layers cannot be grouped"):
+        regroup(deep, (5,), (2, 2))
+
+
+def test_every_leaf_of_a_stack_names_its_axes(tiny_config):
+    model = functional(partial(Transformer, replace(tiny_config, splits=(1,))))
+    axes, shapes = flatten(model.axes), flatten(model.shapes)
+    assert axes.keys() == shapes.keys()
+    for name, leaf in shapes.items():
+        assert len(axes[name]) == len(leaf.shape), name
+        assert (axes[name][0] == "layers") == name.startswith("layers"), name
+
+
+def test_bf16_is_close_to_fp32_within_its_rounding(forward, tiny_config, params):
+    exact = np.asarray(forward(tiny_config, params)["hidden"])
+    rounded = forward(tiny_config, params, dtype=jnp.bfloat16)["hidden"]
+    assert rounded.dtype == jnp.bfloat16
+    # 8 bits of significand: 2**-9 an operation, a dozen operations in each of 2 layers.
+    assert np.linalg.norm(np.float32(rounded) - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_without_a_key_nothing_is_drawn(forward, tiny_config, params):
+    still = replace(tiny_config, dropout=0.0, attention_dropout=0.0)
+    without_key = forward(tiny_config, params)
+    without_rate = forward(still, params, key=KEY)
+    for name, value in without_key.items():
+        assert (np.asarray(value) == np.asarray(without_rate[name])).all(), name
+
+
+def test_a_key_draws_the_same_dropout_again_and_another_key_another(
+    run, tiny_config, params, unrolled
+):
+    again, _ = run(tiny_config, params)
+    other, _ = run(tiny_config, params, key=jax.random.key(8))
+    assert (np.asarray(again["hidden"]) == np.asarray(unrolled[0]["hidden"])).all()
+    assert not np.allclose(other["hidden"], unrolled[0]["hidden"])
+
+
+def test_padding_influences_no_real_hidden_state(forward, tiny_config, params, batch):
+    mask = batch["mask"]
+    noise = {"tokens": np.where(mask, batch["tokens"], 49)}
+    hidden = np.asarray(forward(tiny_config, params)["hidden"])
+    disturbed = np.asarray(forward(tiny_config, params, noise)["hidden"])
+    assert (hidden[mask] == disturbed[mask]).all()
+    assert not np.allclose(hidden, disturbed)
+
+
+def test_types_are_zero_where_the_batch_has_none(forward, tiny_config, params, batch):
+    apply = jax.jit(functional(partial(Transformer, tiny_config, scan=True)).apply)
+    bare = {name: value for name, value in batch.items() if name != "types"}
+    zeros = {"types": np.zeros_like(batch["types"])}
+    found, expected = apply(params, bare), forward(tiny_config, params, zeros)
+    assert (np.asarray(found["hidden"]) == np.asarray(expected["hidden"])).all()
+
+
+def test_nnx_is_used_as_it_is_today(tiny_config, recwarn):
+    model = functional(partial(Transformer, tiny_config, scan=True))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    names = ("tokens", "types", "segments", "positions")
+    batch = dict.fromkeys(names, tokens)
+    batch["starts"] = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    jax.eval_shape(model.apply, params, batch)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9999999])
+def test_dropout_keeps_its_share_and_scales_by_it(rate):
+    count = 2**20
+    kept = np.asarray(dropout(jnp.ones(count), rate, KEY))
+    share = (65536 - min(round(rate * 65536), 65535)) / 65536
+    assert abs(share - (1 - rate)) <= 2**-16
+    assert set(np.unique(kept)) <= {0.0, np.float32(1 / share)}
+    # Five standard deviations of a binomial.
+    deviation = np.sqrt(share * (1 - share) / count)
+    assert abs((kept > 0).mean() - share) < 5 * deviation
+
+
+@pytest.mark.parametrize(("rate", "key"), [(0.0, KEY), (0.5, None)])
+def test_no_rate_or_no_key_drops_nothing(rate, key):
+    x = jnp.arange(8.0)
+    assert dropout(x, rate, key) is x

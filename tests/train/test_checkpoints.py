@@ -1,0 +1,364 @@
+"""Checkpoints: which are kept, which is best, and what damage does to them."""
+
+import gc
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.mesh import make_mesh
+from jaxlm.train.checkpoints import Checkpoints, Damaged, choose
+from jaxlm.train.state import State
+
+# Orbax leaves coroutines of reads that failed, and reports them when they are
+# collected.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    "ignore:coroutine .* was never awaited:RuntimeWarning",
+)
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Collect them here, or they fail whichever test runs when they are."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
+def mesh_of(**sizes):
+    return make_mesh({"data": 1, **sizes})[0]
+
+
+def state_of(step, mesh=None):
+    """A state whose every array depends on the step."""
+    mesh = mesh or mesh_of()
+    table = jnp.arange(64.0).reshape(8, 8) + step
+    params = {
+        "layer": {"kernel": table, "bias": jnp.full(8, step, jnp.bfloat16)},
+        "head": {"kernel": table[:, :4] * 2},
+    }
+    moments = {"mu": jax.tree.map(lambda leaf: leaf * 0.5, params)}
+    key = jnp.array([step, 7], jnp.uint32)
+    state = State(params, {}, moments, jnp.int32(step), key, jnp.int32(0))
+    return jax.tree.map(jax.device_put, state, placed(state, mesh))
+
+
+def placed(state, mesh):
+    return jax.tree.map(
+        lambda leaf: NamedSharding(
+            mesh, PartitionSpec("fsdp", "tensor") if leaf.ndim == 2 else PartitionSpec()
+        ),
+        state,
+    )
+
+
+def abstract_of(mesh=None):
+    state = state_of(0)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        state,
+        placed(state, mesh or mesh_of()),
+    )
+
+
+def opened(folder, **options):
+    options = {"keep_last": 2, "keep_best": 1, "clean": True, **options}
+    return Checkpoints(folder / "checkpoints", score=lambda m: m.get("f1"), **options)
+
+
+def save_all(folder, scores, **options):
+    """Save steps 1, 2, ... with these scores; None for one without metrics."""
+    with opened(folder, **options) as checkpoints:
+        for step, score in enumerate(scores, start=1):
+            metrics = None if score is None else {"f1": score, "loss": 1.0}
+            checkpoints.save(state_of(step), metrics)
+            checkpoints.wait()
+        return checkpoints.steps(), checkpoints.best()
+
+
+def equal(first, second):
+    same = jax.tree.map(np.array_equal, first, second)
+    return all(jax.tree.leaves(same))
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    scores = [0.1, 0.9, 0.3, 0.8, 0.2, 0.4]
+    steps, best = save_all(tmp_path, scores, keep_last=2, keep_best=2)
+    assert steps == [2, 4, 5, 6]
+    assert best == 2
+
+
+def test_of_equal_scores_the_earliest_is_the_best_and_kept(tmp_path):
+    steps, best = save_all(tmp_path, [0.1, 0.5, 0.5, 0.5, 0.5])
+    assert steps == [2, 4, 5]
+    assert best == 2
+
+
+def test_only_the_last_are_kept_where_no_best_is_asked_for(tmp_path):
+    steps, _ = save_all(tmp_path, [0.9, 0.1, 0.1], keep_last=1, keep_best=0)
+    assert steps == [3]
+
+
+def test_checkpoints_without_a_score_are_never_the_best(tmp_path):
+    scores = [None, float("nan"), 0.2, None, None]
+    steps, best = save_all(tmp_path, scores)
+    assert steps == [3, 4, 5]
+    assert best == 3
+
+
+def test_there_is_no_best_where_nothing_was_scored(tmp_path):
+    steps, best = save_all(tmp_path, [None, None])
+    assert (steps, best) == ([1, 2], None)
+
+
+def test_metrics_that_are_not_numbers_are_left_out(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), {"f1": np.float32(0.5), "note": "x", "no": None})
+        checkpoints.wait()
+        assert checkpoints.best() == 1
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    save_all(tmp_path, [0.5, 0.6])
+    with opened(tmp_path) as checkpoints:
+        assert equal(checkpoints.restore(2, abstract_of()), state_of(2))
+        abstract = abstract_of()
+        trainable, frozen = checkpoints.restore_params(1, abstract.trainable, {})
+        assert equal(trainable, state_of(1).trainable)
+        assert frozen == {}
+
+
+def test_a_state_comes_back_on_another_mesh(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state_of(3, mesh_of(fsdp=4, tensor=2)))
+    mesh = mesh_of(fsdp=2, tensor=4)
+    with opened(tmp_path) as checkpoints:
+        found = checkpoints.restore(3, abstract_of(mesh))
+    assert equal(found, state_of(3))
+    kernel = found.trainable["layer"]["kernel"]
+    assert kernel.sharding == NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+
+
+def test_a_donated_state_is_saved_as_it_was(tmp_path):
+    bump = jax.jit(
+        lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0
+    )
+    with opened(tmp_path, keep_last=9) as checkpoints:
+        for step in (1, 2, 3, 4):
+            state = state_of(step)
+            checkpoints.save(state)
+            for _ in range(50):  # overwrites the buffers while they are being written
+                state = bump(state)
+    with opened(tmp_path, keep_last=9) as checkpoints:
+        for step in (1, 2, 3, 4):
+            assert equal(checkpoints.restore(step, abstract_of()), state_of(step))
+
+
+def test_a_step_is_saved_once(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), {"f1": 0.5})
+        checkpoints.save(state_of(1))  # still being written
+        checkpoints.wait()
+        checkpoints.save(state_of(1))
+        assert checkpoints.best() == 1
+
+
+def files_of(folder, step):
+    root = folder / "checkpoints" / str(step)
+    return sorted(
+        path.relative_to(folder) for path in root.rglob("*") if path.is_file()
+    )
+
+
+def emptied(data):
+    return b""
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    save_all(folder, [0.5, 0.6])
+    return folder
+
+
+@pytest.mark.parametrize("damage", [emptied, truncated, flipped])
+def test_no_damaged_file_gives_a_wrong_state(two, tmp_path, damage):
+    """Every file in turn: the newest state is whole, or the one before is taken."""
+    abstract, fell_back = abstract_of(), []
+    for name in files_of(two, 2):
+        folder = tmp_path / "run"
+        shutil.copytree(two, folder)
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(damage(data))
+        said = []
+        with opened(folder) as checkpoints:
+            found = checkpoints.restore_latest(abstract, said.append)
+            assert checkpoints.best() == int(found.step), name
+        assert equal(found, state_of(int(found.step))), name
+        if int(found.step) == 1:
+            fell_back.append(name)
+            assert len(said) == 1 and "checkpoint 2 is damaged" in said[0], name
+            assert (folder / "damaged" / "2").is_dir(), name
+            assert not (folder / "checkpoints" / "2").exists(), name
+        else:  # files that only say when, or that nobody reads
+            assert said == [], name
+        shutil.rmtree(folder)
+    names = {str(name.relative_to("checkpoints/2")).split("/")[0] for name in fell_back}
+    assert {"params", "training", "metrics"} <= names
+
+
+def test_arrays_swapped_between_checkpoints_are_noticed(two, tmp_path):
+    """Files that are whole but not those that were saved together."""
+    folder = tmp_path / "run"
+    shutil.copytree(two, folder)
+    with opened(folder) as checkpoints:
+        whole = checkpoints._load(
+            2, {"params": {"trainable": abstract_of().trainable, "frozen": {}}}
+        )
+        found = checkpoints._fingerprints(whole["params"])
+        wrong = checkpoints._fingerprints(
+            {"trainable": state_of(1).trainable, "frozen": {}}
+        )
+        assert not equal(found, wrong)
+
+
+def test_a_best_checkpoint_whose_score_rotted_is_not_the_best(tmp_path):
+    save_all(tmp_path, [0.5, 0.7, 0.6])
+    path = tmp_path / "checkpoints" / "3" / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("0.6", "0.9"))
+    said = []
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.best() == 2
+        assert int(checkpoints.restore_latest(abstract_of(), said.append).step) == 2
+    assert "its metrics changed on disk" in said[0]
+
+
+def test_a_reader_says_in_a_line_that_metrics_rotted_and_moves_nothing(tmp_path):
+    save_all(tmp_path, [0.5])
+    path = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+    path.write_text("")
+    with pytest.raises(UserError, match="its metrics are not JSON"):
+        opened(tmp_path, clean=False)
+    assert path.exists()
+
+
+def test_no_whole_checkpoint_gives_none_and_keeps_the_damaged(tmp_path):
+    save_all(tmp_path, [0.5, 0.6])
+    for path in (tmp_path / "checkpoints").glob("*/params/_METADATA"):
+        path.unlink()
+    said = []
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(abstract_of(), said.append) is None
+        assert checkpoints.steps() == []
+    assert len(said) == 2
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["1", "2"]
+
+
+def test_a_step_that_was_set_aside_can_be_saved_again(tmp_path):
+    save_all(tmp_path, [0.5, 0.6])
+    for _ in range(2):  # the second time, damaged/2 is there already
+        (tmp_path / "checkpoints" / "2" / "params" / "_METADATA").unlink()
+        with opened(tmp_path) as checkpoints:
+            state = checkpoints.restore_latest(abstract_of(), lambda _: None)
+            assert int(state.step) == 1
+            checkpoints.save(state_of(2), {"f1": 0.6})
+        with opened(tmp_path) as checkpoints:
+            assert checkpoints.steps() == [1, 2]
+            assert equal(checkpoints.restore(2, abstract_of()), state_of(2))
+
+
+def half_written(folder, name):
+    whole, half = folder / "checkpoints" / "2", folder / "checkpoints" / name
+    shutil.copytree(whole, half)
+    shutil.rmtree(half / "training")
+    (half / "commit_success.txt").unlink()
+    return half
+
+
+def test_what_a_killed_save_left_is_ignored_and_removed(two, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(two, folder)
+    half = half_written(folder, "3.orbax-checkpoint-tmp")
+    with opened(folder) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+        state = checkpoints.restore_latest(abstract_of(), lambda _: None)
+        assert int(state.step) == 2
+        checkpoints.save(state_of(3))
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+    assert not half.exists()
+
+
+def test_a_reader_leaves_a_save_in_flight_alone(two, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(two, folder)
+    half = half_written(folder, "3.orbax-checkpoint-tmp")
+    with opened(folder, clean=False) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+    assert half.exists()
+
+
+def test_a_directory_that_is_half_there_is_set_aside(two, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(two, folder)
+    half_written(folder, "3")
+    said = []
+    with opened(folder) as checkpoints:
+        state = checkpoints.restore_latest(abstract_of(), said.append)
+        assert int(state.step) == 2
+        assert checkpoints.steps() == [1, 2]
+    assert "checkpoint 3 is damaged" in said[0]
+
+
+def test_restoring_a_damaged_checkpoint_says_why(tmp_path):
+    save_all(tmp_path, [0.5])
+    for path in (tmp_path / "checkpoints" / "1" / "params" / "d").iterdir():
+        path.write_bytes(flipped(path.read_bytes()))
+    with opened(tmp_path) as checkpoints, pytest.raises(Damaged, match="DATA_LOSS"):
+        checkpoints.restore(1, abstract_of())
+
+
+def test_a_reader_sees_what_was_saved_since(tmp_path):
+    save_all(tmp_path, [0.5])
+    with opened(tmp_path, clean=False) as reader:
+        with opened(tmp_path) as writer:
+            writer.save(state_of(2), {"f1": 0.9})
+        assert reader.steps() == [1]
+        reader.reload()
+        assert reader.steps() == [1, 2]
+        assert reader.best() == 2
+
+
+def test_choosing_steps(tmp_path):
+    save_all(tmp_path, [0.5, 0.9, 0.1, 0.2])
+    with opened(tmp_path) as checkpoints:
+        assert choose(checkpoints, "best") == [2]
+        assert choose(checkpoints, "last") == [4]
+        assert choose(checkpoints, "all") == [2, 3, 4]
+        assert choose(checkpoints, "3") == [3]
+        with pytest.raises(UserError, match="--step=1: not there; allowed: best"):
+            choose(checkpoints, "1")
+
+
+def test_choosing_among_none_says_to_train_first(tmp_path):
+    with opened(tmp_path) as checkpoints, pytest.raises(UserError, match="train with"):
+        choose(checkpoints, "best")
