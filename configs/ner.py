@@ -34,8 +34,10 @@ def tiny(config):
     config.data.train = "sample:ner[:64]"
     config.data.validation = config.data.test = "sample:ner[:32]"
     config.data.max_length = 64
-    config.train.epochs = 3
-    config.optimizer.learning_rate = 3e-3
+    config.model.dropout = 0.0
+    config.train.epochs = 20
+    config.evaluate.every_epochs = 5
+    config.optimizer.learning_rate = 1e-3
 
 
 def conll2003(config):

@@ -59,8 +59,10 @@ def config(task: str, *, tiny: bool = False) -> ConfigDict:
         made.data.train = f"{start['sample']}[:64]"
         made.data.validation = made.data.test = f"{start['sample']}[:32]"
         made.data.max_length = 64
-        made.train.epochs = 3
-        made.optimizer.learning_rate = 3e-3
+        made.model.dropout = 0.0
+        made.train.epochs = 20
+        made.evaluate.every_epochs = 5
+        made.optimizer.learning_rate = 1e-3
     return made
 
 

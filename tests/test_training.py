@@ -24,6 +24,8 @@ SMALL = {
     "train.steps": STEPS,
     "train.log_every_steps": 1,
     "optimizer.learning_rate": 1e-3,
+    "evaluate.every_epochs": 1,
+    "model.dropout": 0.1,
     "mesh.data": 8,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,16 +25,24 @@ class Dataset:
         """Real tokens of all windows."""
         return int(self.lengths.sum())
 
+    def digest(self) -> str:
+        """A sha256 of what reaches the model: equal digests train alike."""
+        sha = hashlib.sha256(self.lengths.tobytes())
+        for window in self.windows:
+            for fields in (window.tokens, window.example):
+                for name in sorted(fields):
+                    sha.update(np.asarray(fields[name]).tobytes())
+        return sha.hexdigest()
+
 
 def encode(
     records: Sequence[Record],
     encode_one: Callable[[Record, int], Iterable[Features]],
-    progress: Callable[[Iterable[Record]], Iterable[Record]] = iter,
 ) -> Dataset:
     """Encode every record by the task's ``encode``; counts what was truncated."""
     windows: list[Features] = []
     truncated = 0
-    for index, record in enumerate(progress(records)):
+    for index, record in enumerate(records):
         mine = list(encode_one(record, index))
         truncated += any(window.host.get("truncated") for window in mine)
         windows.extend(mine)

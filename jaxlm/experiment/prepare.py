@@ -10,6 +10,7 @@ import jax
 
 from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
+from jaxlm.core.files import atomic_write_json, read_json
 from jaxlm.core.mesh import make_mesh
 from jaxlm.core.schema import flatten
 from jaxlm.data import sources
@@ -30,6 +31,9 @@ from jaxlm.experiment.wiring import (
 from jaxlm.models.pretrained import Checkpoint, open_checkpoint
 
 
+DATA = "data.json"
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A run that is ready to train: objects, data sets and the plan of its steps."""
@@ -48,8 +52,8 @@ def prepare(
     """Load the model's description and the data, and plan the steps.
 
     Raises:
-      UserError: something does not fit, or the labels are not those that the run in
-        ``workdir`` began with.
+      UserError: something does not fit, or the labels or the data are not those that
+        the run in ``workdir`` began with.
     """
     mesh, notice = make_mesh(flatten(config.mesh))
     if notice:
@@ -68,6 +72,8 @@ def prepare(
         check_labels(workdir, labels)
     parts = make_parts(config, mesh, checkpoint.directory, labels)
     data = {split: parts.encode(records) for split, records in loaded.items()}
+    if workdir is not None:
+        check_data(workdir, data)
     plan = plan_run(
         data["train"].lengths,
         epochs=config.train.epochs,
@@ -95,10 +101,33 @@ def check_labels(workdir: Path, labels: list[str]) -> None:
         )
 
 
+def check_data(workdir: Path, data: dict[str, Dataset]) -> None:
+    """Refuse to resume where the data changed: the plan of steps would be another."""
+    path = workdir / DATA
+    if not path.exists():
+        return
+    before = read_json(path)
+    for split, dataset in data.items():
+        if before.get(split, {}).get("sha256") != dataset.digest():
+            raise UserError(
+                f"config.data.{split}: its content changed since {workdir} began; name"
+                " another --workdir, or --overwrite to start anew"
+            )
+
+
 def describe_on_disk(run: Prepared, workdir: Path) -> None:
     """What the other doors need to read the run."""
     save_model(workdir / "model", run.checkpoint, run.parts.tokenizer)
     save_labels(workdir / "model", run.labels)
+    facts = {
+        split: {
+            "examples": len(data.records),
+            "tokens": data.tokens,
+            "sha256": data.digest(),
+        }
+        for split, data in run.data.items()
+    }
+    atomic_write_json(workdir / DATA, facts)
     configs.write(workdir / configs.FILE, run.parts.config, configs.versions())
 
 

@@ -226,7 +226,7 @@ class Run:
         where, text = record["source"], record.get("text")
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where}: text must be a string, not {show(text)}")
-        wants_words = self.config.task.name == "token_classification"
+        wants_words = self.parts.task.content == "tokens"
         if wants_words and record.get("tokens") is None and text is not None:
             found = split_words(text)
             record["tokens"] = [word for word, _, _ in found]

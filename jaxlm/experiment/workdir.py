@@ -17,8 +17,8 @@ from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.train.records import read_status
 
 OURS = (
-    "config.json", "model", "checkpoints", "damaged", "metrics.jsonl", "tensorboard",
-    "results", "predictions", "status.json", "report.html",
+    "config.json", "data.json", "model", "checkpoints", "damaged", "metrics.jsonl",
+    "tensorboard", "results", "predictions", "status.json", "report.html",
 )  # fmt: skip
 """All that a run writes in its workdir, hence all that ``--overwrite`` deletes."""
 

@@ -60,7 +60,6 @@ class TransformerConfig:
     attention_dropout: float = 0.1
     head_dropout: float = 0.1
     initializer_range: float = 0.02
-    pad_token_id: int = 0
     splits: tuple[int, ...] = ()
 
     @property

@@ -120,15 +120,25 @@ class Checkpoints:
         """The newest state that is whole, or None; damaged ones are reported.
 
         A damaged checkpoint is not deleted but moved, to ``damaged/`` in the workdir.
+
+        Raises:
+          UserError: there were checkpoints, and all were damaged.
         """
         for moved in self._moved:
             say(moved)
         self._moved.clear()
+        damaged: list[int] = []
         for step in reversed(self.steps()):
             try:
                 return self.restore(step, abstract)
             except Damaged as problem:
                 say(f"{self._move(step, problem)}, the one before it is tried")
+                damaged.append(step)
+        if damaged:
+            raise UserError(
+                f"{self.directory}: every checkpoint was damaged and is now in"
+                f" {DAMAGED}/; the same command again starts from the beginning"
+            )
         return None
 
     def set_aside(self, step: int) -> Path:

@@ -261,14 +261,16 @@ def test_a_reader_says_in_a_line_that_metrics_rotted_and_moves_nothing(tmp_path)
     assert path.exists()
 
 
-def test_no_whole_checkpoint_gives_none_and_keeps_the_damaged(tmp_path):
+def test_checkpoints_that_are_all_damaged_are_refused_and_kept(tmp_path):
     save_all(tmp_path, [0.5, 0.6])
     for path in (tmp_path / "checkpoints").glob("*/params/_METADATA"):
         path.unlink()
     said = []
     with opened(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(abstract_of(), said.append) is None
+        with pytest.raises(UserError, match="every checkpoint was damaged"):
+            checkpoints.restore_latest(abstract_of(), said.append)
         assert checkpoints.steps() == []
+        assert checkpoints.restore_latest(abstract_of(), said.append) is None
     assert len(said) == 2
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["1", "2"]
 
