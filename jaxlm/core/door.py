@@ -1,8 +1,8 @@
 """What all doors share: flags, one-line errors, exit codes; without jax, so quickly.
 
-Exit codes: 0 done, 2 something that the user can mend, 130 interrupted (143 by SIGTERM),
-141 the reader of our output went away. Any other exception is a bug and keeps its
-traceback (exit 1).
+Exit codes: 0 done, 2 something that the user can mend, 130 interrupted (143 by
+SIGTERM), 141 the reader of our output went away. Any other exception is a bug and keeps
+its traceback (exit 1).
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ from jaxlm.experiment.wiring import (
 )
 from jaxlm.models.pretrained import Checkpoint, open_checkpoint
 
-
 DATA = "data.json"
 
 

@@ -32,16 +32,11 @@ def test_truncated_examples_are_counted():
     assert encode(RECORDS, encode_one).truncated == 1
 
 
-def test_progress_sees_every_record():
-    seen = []
-
-    def progress(records):
-        for record in records:
-            seen.append(record)
-            yield record
-
-    encode(RECORDS, encode_one, progress)
-    assert seen == RECORDS
+def test_a_digest_changes_with_the_data_and_with_nothing_else():
+    data = encode(RECORDS, encode_one)
+    assert data.digest() == encode(RECORDS, encode_one).digest()
+    assert data.digest() != encode(RECORDS[1:], encode_one).digest()
+    assert data.digest() != encode(RECORDS[::-1], encode_one).digest()
 
 
 def test_no_records_make_an_empty_data_set():

@@ -284,7 +284,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     assert "No such file" in refusal(tmp_path / "none.csv")
     assert "Too many levels" in refusal(loop)
     assert "File name too long" in refusal(tmp_path / ("a" * 300))
-    assert "null byte" in refusal(Path("a\0b"))
+    assert "null" in refusal(Path("a\0b"))
     assert "not a regular file" in refusal(Path("/dev/null"))
 
 

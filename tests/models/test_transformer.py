@@ -16,7 +16,8 @@ from jaxlm.models.transformer import Transformer
 
 KEY = jax.random.key(7)
 # Another order of operations in fp32: rounding of 1e-7, some dozen operations deep.
-TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
+# Sums over tokens of the gradients differ by up to 5e-6 (jax 0.12 on Python 3.13).
+TOLERANCE = {"rtol": 2e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
