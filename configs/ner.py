@@ -6,38 +6,22 @@ python -m jaxlm.main --config=configs/ner.py:conll2003       CoNLL-2003 from the
 python -m jaxlm.main --config=configs/ner.py:article         the usual tutorial's recipe
 """
 
-from jaxlm.core.config import pick, to_config_dict
-from jaxlm.experiment import ExperimentConfig
+from jaxlm.core.config import pick
+from jaxlm.experiment import presets
 
 
 def get_config(variant: str = ""):
-    """The config of a variant."""
-    config = to_config_dict(ExperimentConfig)
-    config.task.name = "token_classification"
-    config.data.train = config.data.validation = config.data.test = "sample:ner"
-    config.train.epochs = 12
-    config.train.batch_size = 4
-    config.optimizer.learning_rate = 3e-4
+    """The config of a variant; --explain prints every value of it."""
+    config = presets.start("token_classification")
     pick(
-        variant, {"": default, "tiny": tiny, "conll2003": conll2003, "article": article}
+        variant,
+        {"": default, "tiny": presets.tiny, "conll2003": conll2003, "article": article},
     )(config)
     return config
 
 
 def default(config):
-    """Rows hold about five sentences each, so 4 rows are a batch of 20."""
-
-
-def tiny(config):
-    """A very small random model on a piece of the sample: seconds, to the end."""
-    config.model.pretrained = "random:tiny"
-    config.data.train = "sample:ner[:64]"
-    config.data.validation = config.data.test = "sample:ner[:32]"
-    config.data.max_length = 64
-    config.model.dropout = 0.0
-    config.train.epochs = 20
-    config.evaluate.every_epochs = 5
-    config.optimizer.learning_rate = 1e-3
+    """As jaxlm/experiment/presets.py starts it: set here what yours has otherwise."""
 
 
 def conll2003(config):

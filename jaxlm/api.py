@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.core import schema
-from jaxlm.core.config import to_config_dict
 from jaxlm.core.errors import UserError
+from jaxlm.experiment import presets
 from jaxlm.experiment.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -26,11 +26,6 @@ NAMES = {
     "classify": "text_classification",
     "text_classification": "text_classification",
 }
-STARTS = {
-    "token_classification": {"sample": "sample:ner", "epochs": 12, "rate": 3e-4},
-    "text_classification": {"sample": "sample:topics", "epochs": 10, "rate": 2e-4},
-}
-"""What ``configs/ner.py`` and ``configs/classify.py`` set, which no wheel holds."""
 
 
 def config(task: str, *, tiny: bool = False) -> ConfigDict:
@@ -46,23 +41,9 @@ def config(task: str, *, tiny: bool = False) -> ConfigDict:
     Raises:
       UserError: no such task.
     """
-    name = among(task, NAMES, "task")
-    start: dict[str, Any] = STARTS[name]
-    made: Any = to_config_dict(ExperimentConfig)
-    made.task.name = name
-    made.data.train = made.data.validation = made.data.test = start["sample"]
-    made.train.epochs = start["epochs"]
-    made.train.batch_size = 4
-    made.optimizer.learning_rate = start["rate"]
+    made = presets.start(among(task, NAMES, "task"))
     if tiny:
-        made.model.pretrained = "random:tiny"
-        made.data.train = f"{start['sample']}[:64]"
-        made.data.validation = made.data.test = f"{start['sample']}[:32]"
-        made.data.max_length = 64
-        made.model.dropout = 0.0
-        made.train.epochs = 20
-        made.evaluate.every_epochs = 5
-        made.optimizer.learning_rate = 1e-3
+        presets.tiny(made)
     return made
 
 
@@ -90,25 +71,32 @@ def evaluate(
     run: Run | str | Path,
     data: str | Sequence[Record] | None = None,
     *,
-    split: str = "test",
+    split: str | None = None,
     step: str | int = "best",
+    format: str = "auto",
+    columns: str = "",
+    scheme: str = "auto",
 ) -> dict[str, Any]:
     """Score a checkpoint on a split of the run's config, or on other labelled data.
 
-    ``data`` is a source string or a list of records. As the door, writes ``results/``
-    and ``predictions/``, under the name ``records`` for a list.
+    ``data`` is a source string or a list of records, which ``format``, ``columns`` and
+    ``scheme`` tell how to read (as the keys of ``config.data``). ``split``: ``test``
+    where none is given. As the door, writes ``results/`` and ``predictions/``, under
+    the name ``records`` for a list.
 
     Raises:
       UserError: there is no such run, checkpoint or data.
     """
-    from jaxlm.experiment.runs import SPLITS, source_name
+    from jaxlm.experiment.runs import SPLITS, result_name
 
-    among(split, {each: each for each in SPLITS}, "split")
+    if split is not None:
+        among(split, {each: each for each in SPLITS}, "split")
     run = opened(run)
-    name = source_name(data) if isinstance(data, str) else "records"
     number = chosen(run, step)
-    dataset = run.dataset(split, data)
-    return run.evaluate(dataset, split if data is None else name, number).metrics
+    dataset = run.dataset(
+        split or "test", data, format=format, columns=columns, scheme=scheme
+    )
+    return run.evaluate(dataset, result_name(data, split), number).metrics
 
 
 def predict(

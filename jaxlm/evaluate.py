@@ -6,6 +6,16 @@ import os
 
 from jaxlm.core import door
 from jaxlm.core.errors import UserError
+from jaxlm.core.schema import leaves
+from jaxlm.experiment.config import ExperimentConfig
+
+LEAVES = leaves(ExperimentConfig)
+READING = {
+    "format": "its file format (default: auto)",
+    "columns": "its column names, as config.data.columns (default: the usual ones)",
+    "scheme": "how its entity labels are written (default: auto)",
+}
+"""How other data is read; the run's own ``config.data`` need not fit it."""
 
 
 def main(arguments: list[str]) -> None:
@@ -30,21 +40,28 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="score every checkpoint of a live run as it appears, until the run ends",
     )
+    for name, meaning in READING.items():
+        parser.add_argument(
+            f"--{name}",
+            choices=LEAVES[f"data.{name}"].rule.choices,
+            help=f"of --data: {meaning}",
+        )
     known, _ = parser.parse(arguments)
     if known.watch and known.step != "best":
         raise UserError("--watch scores every checkpoint; leave out --step")
     if known.data is not None and not known.data.strip():
         raise UserError("--data is empty; a data source, such as a path")
+    reading = {name: vars(known)[name] for name in READING if vars(known)[name]}
+    if reading and not known.data:
+        raise UserError(f"--{next(iter(reading))} describes --data, which is missing")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from jaxlm.experiment.runs import Run, source_name
+    from jaxlm.experiment.runs import Run, result_name
 
     run = Run(known.workdir)
     split = known.split or "test"
-    name = split
-    if known.data:  # a split that was asked for tells two results of one source apart
-        name = "-".join(filter(None, (source_name(known.data), known.split)))
+    name = result_name(known.data, known.split)
     steps = [] if known.watch else run.choose(known.step)
-    data = run.dataset(split, known.data)
+    data = run.dataset(split, known.data, **reading)
     headline = run.parts.task.headline
     if known.watch:
         for step, evaluation in run.watch(data, name):

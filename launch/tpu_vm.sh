@@ -24,6 +24,31 @@ if (($# == 0)); then
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# The run's folder: --workdir, or what jaxlm.main makes of --config=configs/ner.py:tiny.
+workdir='' spec='' previous=''
+for argument in "$@"; do
+    case $previous in
+        --workdir) workdir=$argument ;;
+        --config) spec=$argument ;;
+    esac
+    case $argument in
+        --workdir=*) workdir=${argument#*=} ;;
+        --config=*) spec=${argument#*=} ;;
+    esac
+    previous=$argument
+done
+if [[ ! $workdir ]]; then
+    name=${spec%%:*} variant=''
+    [[ $spec != *:* ]] || variant=-${spec#*:}
+    name=${name##*/}
+    workdir=runs/${name%.py}$variant
+fi
+workdir=${workdir%/}
+if [[ $BUCKET && ($workdir != runs/?* || /$workdir/ == */../*) ]]; then
+    echo "error: --workdir=$workdir is not below runs/, which BUCKET copies" >&2
+    exit 2
+fi
+
 tpu() { # tpu VERB ARGUMENT...
     gcloud compute tpus tpu-vm "$1" --zone="$ZONE" "${@:2}"
 }
@@ -67,18 +92,31 @@ everywhere "tar -xzf ../jaxlm.tar.gz && { [ -d .venv ] || $PYTHON -m venv .venv;
     && .venv/bin/pip install --quiet -e '.[tpu]'"
 
 # The bucket outlives a preempted TPU. A checkpoint that was caught half copied is
-# noticed by its fingerprints and the one before it is used.
+# noticed by its fingerprints and the one before it is used. Only this run's folder is
+# copied, and only inside it is anything deleted.
 pull=true push=true keep=true
 if [[ $BUCKET ]]; then
+    here=$(printf %q "$workdir") there=$(printf %q "${BUCKET%/}/${workdir#runs/}")
     sync='gcloud storage rsync --recursive --quiet'
-    pull="mkdir -p runs && { [ -n \"\$(ls runs)\" ] || $sync $BUCKET runs || true; }"
-    push="$sync --delete-unmatched-destination-objects runs $BUCKET"
-    keep="while sleep 300; do $push; done"
+    # Pulled beside and then renamed: what was cut off would be pushed as if it were all.
+    pull="if [ -e $here/config.json ]; then true
+    elif found=\$(gcloud storage ls $there 2>&1); then
+        rm -rf $here.pulled && mkdir -p $here.pulled &&
+            $sync $there $here.pulled && mkdir -p $here && rmdir $here &&
+            mv $here.pulled $here || exit 1
+    else case \$found in
+        *'matched no objects'*) ;;
+        *) echo \"error: $there cannot be listed: \$found\" >&2; exit 1 ;;
+    esac; fi"
+    push="{ [ ! -e $here/config.json ] ||
+        $sync --delete-unmatched-destination-objects $here $there; }"
+    # Without its output, the sleep would hold the connection open when all is done.
+    keep="while sleep 300 </dev/null >/dev/null 2>&1; do $push; done"
 fi
 # After a lost connection the trainer may be alive: jaxlm then refuses the workdir.
-train=".venv/bin/python -m jaxlm.main$(printf ' %q' "$@")"
-everywhere "$pull; ($keep) & keeper=\$!; $train; code=\$?; \
-    kill \$keeper 2>/dev/null; $push; exit \$code"
+train=".venv/bin/python -m jaxlm.main$(printf ' %q' "$@" "--workdir=$workdir")"
+everywhere "$pull; ($keep) & keeper=\$!; $train; code=\$?; kill \$keeper 2>/dev/null
+    $push || [ \$code != 0 ] || code=1; exit \$code"
 
 if [[ $DELETE == true ]]; then
     tpu delete "$TPU_NAME" --quiet

@@ -159,6 +159,12 @@ def test_a_run_killed_as_a_checkpoint_appears_ends_with_the_same_bits(
     kill_at([when_a_checkpoint_appears(3)], runs, whole, tmp_path)
 
 
+def test_a_run_killed_between_two_checkpoints_ends_with_the_same_bits(
+    runs, whole, tmp_path
+):
+    kill_at([when_a_line_says(10)], runs, whole, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(runs, whole, tmp_path):
     moments = [

@@ -1,17 +1,23 @@
 """Whole runs on eight fake devices: layouts agree, a workdir holds what it should."""
 
 import dataclasses
+import fcntl
 import json
+import os
+import shutil
+import threading
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from jaxlm.core import config as configs
 from jaxlm.core.config import resolve
 from jaxlm.core.errors import UserError
 from jaxlm.experiment import ExperimentConfig
 from jaxlm.experiment.training import train
-from jaxlm.experiment.workdir import claim
+from jaxlm.experiment.workdir import OURS, claim, empty
 
 STEPS = 20
 NER, CLASSIFY = "configs/ner.py:tiny", "configs/classify.py:tiny"
@@ -199,6 +205,7 @@ def test_overwrite_says_what_it_deletes_and_leaves_the_rest(tmp_path):
     (tmp_path / "checkpoints" / "7").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "notes.txt").write_text("mine")
+    configs.write(tmp_path / "config.json", config(), configs.versions())
     said = []
     train(config(train__steps=1), tmp_path, overwrite=True, say=said.append)
     deleted = next(line for line in said if line.startswith("--overwrite deletes"))
@@ -209,10 +216,110 @@ def test_overwrite_says_what_it_deletes_and_leaves_the_rest(tmp_path):
 
 def test_overwrite_deletes_nothing_where_the_new_run_cannot_begin(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
+    configs.write(tmp_path / "config.json", config(), configs.versions())
     broken = config(data__train="nowhere.conll")
     with pytest.raises(UserError, match=r"nowhere\.conll"):
         train(broken, tmp_path, overwrite=True, say=quietly)
     assert (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["model", "results", "checkpoints", "status.json"])
+def test_a_directory_of_the_users_own_is_refused(tmp_path, name, overwrite):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"holds {name} but no config.json"):
+        train(config(), tmp_path, overwrite=overwrite, say=quietly)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_overwrite_spares_a_config_that_no_run_wrote(tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="is not the config of a run"):
+        train(config(), tmp_path, overwrite=True, say=quietly)
+    assert (tmp_path / "model").exists()
+
+
+def test_an_interrupted_overwrite_leaves_nothing_to_resume(tmp_path, monkeypatch):
+    """Whatever name it ends at: config.json stands until all else is gone."""
+    for name in OURS:
+        path = tmp_path / name
+        path.write_text("{}") if "." in name else path.mkdir()
+    order = []
+    for each, remove in ((shutil, shutil.rmtree), (Path, Path.unlink)):
+
+        def noted(path, *rest, remove=remove, **more):
+            order.append(Path(path).name)
+            return remove(path, *rest, **more)
+
+        monkeypatch.setattr(each, remove.__name__, noted)
+    empty(tmp_path, quietly)
+    assert set(order[:2]) == {"status.json", "checkpoints"}
+    assert order[-1] == "config.json" and sorted(order) == sorted(OURS)
+
+
+def test_bookkeeping_may_change_when_a_run_goes_on(tmp_path):
+    train(config(train__steps=1, mesh__data=1), tmp_path, say=quietly)
+    (tmp_path / "status.json").unlink()
+    changes = {
+        "train__steps": 1,
+        "mesh__data": 8,
+        "model__scan": True,
+        "model__remat": True,
+        "checkpoint__keep_last": 1,
+        "data__workers": 1,
+        "train__log_every_steps": 5,
+    }
+    said = []
+    train(config(**changes), tmp_path, say=said.append)
+    line = next(each for each in said if "goes on with another config" in each)
+    assert "config.mesh.data was 1, now 8" in line and "\n" not in line
+    assert "config.train.log_every_steps was 1, now 5" in line
+    assert any("resuming from step 1" in each for each in said)
+
+
+def test_a_claim_waits_for_one_who_only_asks(finished):
+    workdir, _, _ = finished
+    handle = os.open(workdir, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    timer = threading.Timer(0.3, os.close, [handle])
+    timer.start()
+    with claim(workdir, config(**WHOLE), overwrite=False):
+        pass
+    timer.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("status.json", "[]"),
+        ("status.json", '{"state": "finished", "step": 3}'),
+        ("data.json", "[]"),
+        ("data.json", '{"train": 3}'),
+        ("metrics.jsonl", "[]\n"),
+    ],
+)
+def test_a_broken_file_of_a_run_is_one_line(finished, tmp_path, name, text):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    if name != "status.json":
+        (workdir / "status.json").unlink()
+    (workdir / name).write_text(text)
+    with pytest.raises(UserError, match=name) as caught:
+        train(config(**WHOLE), workdir, say=quietly)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resumed_run_counts_its_seconds_on(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "status.json").unlink()
+    path = workdir / "metrics.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [{**each, "seconds": 1000.0} for each in found]
+    path.write_text("".join(json.dumps(each) + "\n" for each in found))
+    train(config(**WHOLE), workdir, say=quietly)
+    assert json.loads((workdir / "status.json").read_text())["seconds"] >= 1000.0
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint(tmp_path):
@@ -309,7 +416,6 @@ def test_text_classification_trains_to_the_end(tmp_path):
     "changes, message",
     [
         ({"data__max_length": 4096}, "config.data.max_length: 4096 is not allowed"),
-        ({"train__batch_size": 12}, "12 rows do not divide over 8 devices"),
         ({"mesh__data": 16}, "data=16"),
         ({"mesh__data": 1, "mesh__tensor": 8}, "config.mesh.tensor: 8"),
         ({"data__train": "sample:ner[:0]"}, "leaves nothing"),
@@ -328,6 +434,28 @@ def test_a_metric_that_no_evaluation_gives_is_refused_before_training(tmp_path):
     with pytest.raises(UserError, match="evaluate.metric: 'f2' is not allowed"):
         train(config(mesh__data=1, **changes), tmp_path, say=quietly)
     assert lines(tmp_path) == []
+
+
+def test_a_metric_that_does_not_exist_is_refused_at_the_first_validation(tmp_path):
+    changes = {
+        "data__validation": "sample:ner[:4]",
+        "evaluate__metric": "f2",
+        "evaluate__at_start": False,
+        "evaluate__every_steps": 2,
+    }
+    with pytest.raises(UserError, match="evaluate.metric: 'f2' is not allowed"):
+        train(config(mesh__data=1, **changes), tmp_path, say=quietly)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_metric_of_validation_need_not_be_one_of_the_test_set(tmp_path):
+    ada = {"id": "1", "tokens": ["Ada", "slept"], "labels": ["B-PER", "O"]}
+    made = config(
+        mesh__data=1, train__steps=1, data__validation="sample:ner[:4]",
+        evaluate__metric="LOC/f1",
+    )  # fmt: skip
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, test=[ada]))
+    assert train(made, tmp_path, say=quietly)["step"] == 1
 
 
 def test_records_in_memory_train_as_a_file_does(tmp_path):

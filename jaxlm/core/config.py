@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import itertools
-import json
 import linecache
-import os
 import platform
 import re
 import shutil
@@ -26,11 +24,12 @@ from typing import Any, Generic, TypeVar
 from ml_collections import ConfigDict
 
 from jaxlm.core import schema
+from jaxlm.core.door import OVERRIDE
 from jaxlm.core.errors import UserError
+from jaxlm.core.files import atomic_write_json, read_json
 
 T = TypeVar("T")
 
-FLAG = "--config."
 FILE = "config.json"
 PACKAGES = ("jaxlm", "jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
@@ -135,7 +134,7 @@ def parse_overrides(cls: type, overrides: Iterable[str]) -> dict[str, Any]:
     arguments = list(overrides)
     while arguments:
         flag, equals, text = arguments.pop(0).partition("=")
-        key = flag.removeprefix(FLAG)
+        key = flag.removeprefix(OVERRIDE)
         if key not in leaves:
             raise schema.missing_leaf(cls, key)
         leaf = leaves[key]
@@ -171,7 +170,7 @@ def explain(resolved: Resolved[Any], width: int | None = None) -> str:
         rows.setdefault(section, []).append(row)
     columns = list(zip(*itertools.chain(*rows.values()), strict=True))[:3]
     widths = [min(max(map(len, column)), 36) for column in columns]
-    lines = [f"Set any key by {FLAG}KEY=VALUE."]
+    lines = [f"Set any key by {OVERRIDE}KEY=VALUE."]
     for section, members in rows.items():
         lines += ["", f"config.{section}" if section else "config"]
         for row in members:
@@ -196,14 +195,10 @@ def write(path: str | Path, config: Any, versions: Mapping[str, str]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path)
     document = {"config": schema.to_dict(config), "versions": dict(versions)}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        atomic_write_json(path, document)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
@@ -269,16 +264,9 @@ def refuse_difference(
 
 
 def _document(path: str | Path) -> dict[str, Any]:
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file; --workdir names the directory of a run"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON: {error}") from error
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file; --workdir names the directory of a run")
+    document = read_json(path)
     sections = ("config", "versions")
     if not isinstance(document, dict) or not all(
         isinstance(document.get(section), dict) for section in sections

@@ -103,6 +103,21 @@ class Task(Protocol):
     fills: dict[str, int]
     """The padding value of the task's fields that are not padded with 0."""
 
+    least_labels: int
+    """How many labels there must be for anything to be learned."""
+
+    @classmethod
+    def make(
+        cls, config: Any, labels: Sequence[str], tokenizer: Any, windowing: Any
+    ) -> Task:
+        """Build from ``TaskConfig``, the resolved label set and the tokenizer."""
+        ...
+
+    @staticmethod
+    def label_set(records: Iterable[Record]) -> list[str]:
+        """The labels of labelled records, in the order of the head's outputs."""
+        ...
+
     def encode(self, example: Record, index: int) -> Iterable[Features]:
         """Host: a record becomes one or more windows."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -25,13 +26,16 @@ class Dataset:
         """Real tokens of all windows."""
         return int(self.lengths.sum())
 
+    @cached_property
     def digest(self) -> str:
         """A sha256 of what reaches the model: equal digests train alike."""
         sha = hashlib.sha256(self.lengths.tobytes())
         for window in self.windows:
             for fields in (window.tokens, window.example):
                 for name in sorted(fields):
-                    sha.update(np.asarray(fields[name]).tobytes())
+                    value = np.asarray(fields[name])
+                    sha.update(f"{name} {value.dtype.str} {value.shape}".encode())
+                    sha.update(value.tobytes())
         return sha.hexdigest()
 
 

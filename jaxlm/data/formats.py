@@ -84,7 +84,7 @@ def guess(path: Path, columns: Columns | None = None) -> str:
         return "conll"
     raise UserError(
         f"{path}: the format cannot be told from the name or the first lines; name it: "
-        f"--config.data.format={'|'.join(FORMATS)}"
+        f"--config.data.format={'|'.join(FORMATS)} (--format for evaluate's --data)"
     )
 
 
@@ -179,15 +179,19 @@ def _read_table(path: Path, columns: Columns, rows: Any) -> Iterator[Record]:
 
 def _rows(path: Path, rows: Any) -> Iterator[tuple[int, list[str]]]:
     """Number rows by their first line; quoted fields may run over several."""
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts over 131,072 bytes
     while True:
         start = rows.line_num + 1
+        # The default refuses texts over 131,072 bytes; it is the whole process's, so
+        # it is put back before anyone else reads.
+        before = csv.field_size_limit(2**31 - 1)
         try:
             row = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
             raise UserError(f"{path}:{start}: broken CSV: {error}") from None
+        finally:
+            csv.field_size_limit(before)
         if len(row) > 1 or any(cell.strip() for cell in row):  # no blank lines
             yield start, row
 

@@ -22,11 +22,11 @@ def normalise(
 ) -> list[list[str]]:
     """Rewrite the labels of a whole data set as IOB2.
 
-    ``scheme`` is a key of `PREFIXES` or ``auto`` (see `detect`). Types without a prefix
-    (``PER``) are IO, in which neighbours of one type are one entity; prefixes without
-    a type (``B``, ``I``) get the type ``_``. A sequence that its scheme does not allow
-    is read as conlleval reads it (see `spans`). ``sources[i]`` names sentence i in
-    messages.
+    ``scheme`` is a key of `PREFIXES`, or ``auto``, which allows the prefixes of all of
+    them: one reading (conlleval's, see `spans`) fits every scheme, and is also that of
+    a sequence that its scheme does not allow. Types without a prefix (``PER``) are IO,
+    in which neighbours of one type are one entity; prefixes without a type (``B``,
+    ``I``) get the type ``_``. ``sources[i]`` names sentence i in messages.
 
     Raises:
         UserError: a label that the scheme does not know, with its sentence.
@@ -43,30 +43,6 @@ def normalise(
         where = sources[index] if index < len(sources) else f"sentence {index}"
         raise UserError(f"{where}: label {label!r} {reason}")
     return [_iob2([tags[label] for label in sentence]) for sentence in labels]
-
-
-def detect(labels: Sequence[Sequence[str]]) -> str:
-    """Name the scheme of a whole data set: a key of `PREFIXES`.
-
-    iob1 differs from iob2 in that some I-X starts an entity and B-X only ever stands
-    directly after an entity of the same type. A set with no B-X at all is io.
-    """
-    tags = _vocabulary(labels, "auto")[0]
-    prefixes = {prefix for prefix, _ in tags.values()}
-    if prefixes & set("ES"):
-        return "bioes"
-    if "B" not in prefixes:
-        return "io"
-    inside_starts = False
-    for sentence in labels:
-        before: _Tag = ("O", "")
-        for label in sentence:
-            prefix, kind = tags[label]
-            if prefix == "B" and before[1] != kind:
-                return "iob2"
-            inside_starts |= prefix == "I" and before[1] != kind
-            before = prefix, kind
-    return "iob1" if inside_starts else "iob2"
 
 
 def spans(labels: Iterable[str]) -> list[tuple[str, int, int]]:

@@ -45,7 +45,9 @@ class MeshConfig:
 class ExperimentConfig:
     """Everything that a run is made from."""
 
-    seed: int = field(0, "seed of weights, dropout and data order", minimum=0)
+    seed: int = field(  # seed + 1, too, is one: that of dropout
+        0, "seed of weights, dropout and data order", minimum=0, maximum=2**32 - 2
+    )
     task: TaskConfig = field(TaskConfig(), "what is learned")
     model: ModelConfig = field(ModelConfig(), "which model")
     data: DataConfig = field(DataConfig(), "which data")

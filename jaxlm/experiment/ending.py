@@ -10,12 +10,15 @@ from typing import Any
 import jax
 
 from jaxlm.core import config as configs
+from jaxlm.core.errors import UserError
 from jaxlm.core.schema import to_dict
+from jaxlm.core.types import Params
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import Prepared
 from jaxlm.experiment.scoring import record
-from jaxlm.train.checkpoints import Checkpoints, Damaged, choose
+from jaxlm.train.checkpoints import Checkpoints, Damaged, OtherLayout, choose
 from jaxlm.train.evaluator import Evaluator
+from jaxlm.train.objective import join
 from jaxlm.train.progress import Progress, score_table
 from jaxlm.train.records import RunRecords, first_and_last, read_results, read_status
 from jaxlm.train.report import write_report
@@ -33,13 +36,13 @@ def finish(
 ) -> dict[str, Any]:
     """Score the best checkpoint on the test set, and show it all."""
     total, final = int(state.step), "test" if "test" in run.data else "validation"
-    best, state = best_state(run, state, checkpoints, say)
+    best, params = best_params(run, state, checkpoints, say)
     metrics: dict[str, Any] = {}
     if final in run.data:
         known = (best, final) in {
             (each["step"], each["split"]) for each in records.read()
         }
-        evaluation = evaluator.evaluate(state.trainable, run.data[final])
+        evaluation = evaluator.evaluate(params, run.data[final])
         record(evaluation, final, best, records, line=not known)
         metrics = {**evaluation.metrics, "step": best, "split": final}
         say("")
@@ -51,31 +54,25 @@ def finish(
     records.write_status(
         "finished", total, total, best=best, seconds=seconds, device=device
     )
-    page = write_report(records.workdir, report_config(run.parts.config))
+    page: Path | str = "written by the first process"
+    if records.enabled:
+        page = write_report(records.workdir, report_config(run.parts.config))
     say(f"best checkpoint: step {best} of {total}; {seconds} s; report: {page}")
     return {**metrics, "step": best, "split": final}
 
 
-def best_state(
+def best_params(
     run: Prepared, state: State, checkpoints: Checkpoints, say: Callable[[str], None]
-) -> tuple[int, State]:
+) -> tuple[int, Params]:
     """The step and the parameters of the best checkpoint that is whole."""
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        run.parts.model.shapes,
-        run.parts.shardings,
-    )
+    abstract = run.parts.abstract_params
     while (best := choose(checkpoints, "best")[0]) != int(state.step):
         try:
-            trainable, frozen = checkpoints.restore_params(best, abstract, {})
-        except Damaged as problem:
+            return best, checkpoints.restore_params(best, abstract)
+        except (Damaged, OtherLayout) as problem:  # this very run wrote it
             aside = checkpoints.set_aside(best)
             say(f"best checkpoint {best} is damaged ({problem}); moved to {aside}")
-            continue
-        return best, state._replace(trainable=trainable, frozen=frozen)
-    return best, state
+    return best, join(state.trainable, state.frozen)
 
 
 def show_again(
@@ -83,6 +80,12 @@ def show_again(
 ) -> dict[str, Any]:
     """What a finished run came to: nothing is left to do."""
     status, results = read_status(workdir) or {}, read_results(workdir)
+    for key in ("best", "step", "total_steps"):
+        if not isinstance(status.get(key), int):
+            raise UserError(
+                f"{workdir}/status.json: {key} is not a number; delete the file and"
+                " start again, which ends the run anew"
+            )
     final = "test" if config.data.test else "validation"
     last = [
         each
@@ -91,7 +94,9 @@ def show_again(
     ]
     if last:
         show_scores(first_and_last(results, final)[0], last[0], status["step"])
-    page = write_report(workdir, report_config(config))
+    page: Path | str = "written by the first process"
+    if jax.process_index() == 0:
+        page = write_report(workdir, report_config(config))
     say(
         f"{workdir} is finished: best checkpoint: step {status['best']} of"
         f" {status['total_steps']}; report: {page}; --overwrite trains anew"

@@ -14,6 +14,7 @@ from jaxlm.core.files import atomic_write_json, read_json
 from jaxlm.core.mesh import make_mesh
 from jaxlm.core.schema import flatten
 from jaxlm.data import sources
+from jaxlm.data.config import Source
 from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan, most_segments, plan_run
@@ -25,6 +26,7 @@ from jaxlm.experiment.wiring import (
     load_records,
     make_parts,
     read_labels,
+    rows_on_mesh,
     save_labels,
     save_model,
 )
@@ -54,6 +56,7 @@ def prepare(
       UserError: something does not fit, or the labels or the data are not those that
         the run in ``workdir`` began with.
     """
+    check_sources(config)
     mesh, notice = make_mesh(flatten(config.mesh))
     if notice:
         say(notice)
@@ -64,8 +67,6 @@ def prepare(
         for split in ("train", "validation", "test")
         if getattr(config.data, split)
     }
-    if "train" not in loaded:
-        raise UserError("config.data.train: is empty; name a source to train on")
     labels = label_set(config, loaded["train"])
     if workdir is not None:
         check_labels(workdir, labels)
@@ -84,6 +85,36 @@ def prepare(
     )
     segments = -(-most_segments(plan.steps) // 8) * 8 if config.data.packing else 1
     return Prepared(parts, checkpoint, data, plan, segments, labels)
+
+
+def check_sources(config: ExperimentConfig) -> None:
+    """Refuse no data, and one's own that would be scored on the sample corpus.
+
+    The samples are what ``configs/`` start from: where only ``train`` was changed,
+    scores on the other splits would be of another data set.
+    """
+    data = config.data
+    if not data.train:
+        raise UserError("config.data.train: is empty; name a source to train on")
+    if is_sample(data.train):
+        return
+    for split in ("validation", "test"):
+        if is_sample(source := getattr(data, split)):
+            raise UserError(
+                f"config.data.{split}: still {source} while config.data.train is"
+                f" {shown(data.train)}; name a source, or '' for none"
+            )
+
+
+def is_sample(source: Source) -> bool:
+    """Whether a source, or a part of a mixture, is the corpus that ships here."""
+    parts = source.split(",") if isinstance(source, str) else ()
+    return any(part.strip().startswith("sample:") for part in parts)
+
+
+def shown(source: Source) -> str:
+    """A source in a message."""
+    return source if isinstance(source, str) else f"{len(source)} records in memory"
 
 
 def check_labels(workdir: Path, labels: list[str]) -> None:
@@ -107,7 +138,7 @@ def check_data(workdir: Path, data: dict[str, Dataset]) -> None:
         return
     before = read_json(path)
     for split, dataset in data.items():
-        if before.get(split, {}).get("sha256") != dataset.digest():
+        if before.get(split, {}).get("sha256") != dataset.digest:
             raise UserError(
                 f"config.data.{split}: its content changed since {workdir} began; name"
                 " another --workdir, or --overwrite to start anew"
@@ -122,7 +153,7 @@ def describe_on_disk(run: Prepared, workdir: Path) -> None:
         split: {
             "examples": len(data.records),
             "tokens": data.tokens,
-            "sha256": data.digest(),
+            "sha256": data.digest,
         }
         for split, data in run.data.items()
     }
@@ -139,7 +170,8 @@ def describe(run: Prepared, say: Callable[[str], None]) -> None:
     kind = parts.mesh.devices.flat[0].device_kind
     say(f"device {parts.mesh.size} x {kind} {axes or ''}".rstrip())
     for split, data in run.data.items():
-        say(f"{split:<10} {sources.describe(data.records)}")
+        source = shown(getattr(config.data, split))
+        say(f"{split:<10} {source}: {sources.describe(data.records)}")
         if data.truncated:
             say(f"{split:<10} {data.truncated:,} examples truncated to max_length")
     steps, windows = len(run.plan.steps), len(run.data["train"].windows)
@@ -148,16 +180,27 @@ def describe(run: Prepared, say: Callable[[str], None]) -> None:
     places = sum(step.length * len(step.rows) for step in run.plan.steps)
     say(
         f"steps  {steps:,} of {config.train.batch_size} rows, examples_per_step"
-        f" {used / steps:.1f}, {filled / places:.0%} of places are tokens"
+        f" {examples_per_step(run):.1f}, {filled / places:.0%} of places are tokens"
     )
+
+
+def examples_per_step(run: Prepared) -> float:
+    """Examples that a step sees on average; one of several windows counts once."""
+    windows, steps = run.data["train"].windows, run.plan.steps
+    seen = sum(
+        len({windows[place].host["index"] for row in step.rows for place in row})
+        for step in steps
+    )
+    return seen / len(steps)
 
 
 def loader(run: Prepared) -> Loader:
     """The batches of the plan, this process's rows of each."""
+    train = run.parts.config.train
     return Loader(
         run.data["train"].windows,
         run.plan.steps,
-        batch_size=run.parts.config.train.batch_size,
+        batch_size=rows_on_mesh(train.batch_size, run.parts.mesh, train.accumulation),
         segments=run.segments,
         fills=run.parts.task.fills,
         place=run.parts.place,

@@ -64,10 +64,6 @@ class Run:
             self.say(
                 f"the run's mesh does not fit here; rows go over {mesh.size} devices"
             )
-        rows = mesh.size * self.config.train.accumulation
-        if self.config.train.batch_size % rows:  # of training; nothing to a reader
-            train = replace(self.config.train, batch_size=rows)
-            self.config = replace(self.config, train=train)
         return mesh
 
     @property
@@ -108,26 +104,32 @@ class Run:
           UserError: the checkpoint is damaged or gone.
         """
         if self._params is None or self._params[0] != step:
-            abstract = jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=sharding
-                ),
-                self.parts.model.shapes,
-                self.parts.shardings,
-            )
             self._params = None
             try:
-                trainable, _ = self.checkpoints.restore_params(step, abstract, {})
+                params = self.checkpoints.restore_params(
+                    step, self.parts.abstract_params
+                )
             except Damaged as problem:
                 raise UserError(
                     f"{self.checkpoints.directory}/{step}: the checkpoint is gone or"
                     f" damaged ({problem}); choose another by --step"
                 ) from problem
-            self._params = (step, trainable)
+            self._params = (step, params)
         return self._params[1]
 
-    def dataset(self, split: str, source: Any = None) -> Dataset:
+    def dataset(
+        self,
+        split: str,
+        source: Any = None,
+        *,
+        format: str = "auto",
+        columns: str = "",
+        scheme: str = "auto",
+    ) -> Dataset:
         """A labelled data set of the config, or of any other source, encoded.
+
+        ``format``, ``columns`` and ``scheme`` are those of `DataConfig`, for another
+        source: the run's own need not fit it.
 
         Raises:
           UserError: there is no such data.
@@ -140,9 +142,10 @@ class Run:
                 f"--split={split}: the run's config.data.{split} was records in memory,"
                 " which are gone; name a source by --data"
             )
-        records = load_records(
-            self.config.data, split, source, task=self.config.task.name
-        )
+        data = self.config.data
+        if source is not None:
+            data = replace(data, format=format, columns=columns, scheme=scheme)
+        records = load_records(data, split, source, task=self.config.task.name)
         return self.parts.encode(records)
 
     def evaluate(self, data: Dataset, name: str, step: int) -> Evaluation:
@@ -252,7 +255,7 @@ def is_alive(workdir: Path) -> bool:
         return bool(held)
     if status.get("host") != socket.gethostname():
         return True
-    if held is not None:
+    if held is not None or status.get("pid") is None:
         return False
     try:
         os.kill(status["pid"], 0)
@@ -279,13 +282,28 @@ def is_claimed(workdir: Path) -> bool | None:
     return False
 
 
-def source_name(source: str) -> str:
-    """A data source as part of a file name: ``../data/x.conll`` to ``data-x.conll``.
+def result_name(data: Any, split: str | None) -> str:
+    """What an evaluation is called in ``results/`` and ``predictions/``.
 
-    A hash keeps apart what would read the same, as ``a[:9]`` and ``a[9:]``.
+    The split of the run's config (``test`` where none is asked for); the name of other
+    data, with the split that was asked for, which tells two results of one source
+    apart; or ``records``.
+    """
+    if data is None:
+        return split or "test"
+    if not isinstance(data, str | os.PathLike):
+        return "records"
+    return "-".join(filter(None, (source_name(os.fspath(data)), split)))
+
+
+def source_name(source: str) -> str:
+    """A data source as part of a file name: ``x.conll``, ``data-x.conll-1f0c2a``.
+
+    A hash keeps apart what would read the same, as ``data/x`` and ``../data/x``.
     """
     name = re.sub(r"[^\w.]+", "-", source).strip("-.")
-    if re.fullmatch(r"[\w./:-]{1,80}", source) and name not in ("", *SPLITS):
+    reserved = (*SPLITS, "records")  # as a whole, or as what `result_name` adds
+    if name == source and len(name) <= 80 and not name.endswith(reserved):
         return name
     digest = hashlib.sha256(source.encode()).hexdigest()[:6]
     return f"{name[-80:].lstrip('-.') or 'data'}-{digest}"

@@ -11,6 +11,7 @@ from jaxlm.data.dataset import Dataset
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import Prepared
 from jaxlm.train.evaluator import Evaluation, Evaluator
+from jaxlm.train.objective import join
 from jaxlm.train.records import RunRecords
 from jaxlm.train.state import State
 
@@ -38,7 +39,10 @@ def wanted_metric(config: ExperimentConfig, headline: str) -> tuple[str, float]:
 def check_metric(
     config: ExperimentConfig, headline: str, metrics: Mapping[str, Any]
 ) -> None:
-    """Refuse an ``evaluate.metric`` that no evaluation gives."""
+    """Refuse an ``evaluate.metric`` that the first validation does not give.
+
+    A later one without it is an evaluation without a score.
+    """
     name, _ = wanted_metric(config, headline)
     numbers = [each for each in metrics if isinstance(metrics[each], int | float)]
     if name not in numbers:
@@ -53,7 +57,7 @@ def score(
     evaluator: Evaluator, state: State, data: Dataset, split: str, records: RunRecords
 ) -> Evaluation:
     """Evaluate and write down results and predictions."""
-    evaluation = evaluator.evaluate(state.trainable, data)
+    evaluation = evaluator.evaluate(join(state.trainable, state.frozen), data)
     record(evaluation, split, int(state.step), records)
     return evaluation
 
@@ -86,7 +90,6 @@ def validate(
         if "validation" not in run.data:
             return None
         found = score(evaluator, state, run.data["validation"], "validation", records)
-        check_metric(run.parts.config, run.parts.task.headline, found.metrics)
         return found.metrics
 
     return run_validation

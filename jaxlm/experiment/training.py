@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import replicated
 from jaxlm.experiment.config import ExperimentConfig
@@ -51,14 +53,17 @@ def train(
       UserError: something in the config, the data or the workdir that a user can mend.
     """
     workdir = Path(workdir)
-    with claim(workdir, config, overwrite):
+    first = jax.process_index() == 0
+    with claim(workdir, config, overwrite, say):
         if not overwrite and (read_status(workdir) or {}).get("state") == "finished":
             return show_again(config, workdir, say)
         run = prepare(config, None if overwrite else workdir, say)
-        if overwrite:  # only now: a config that fails must not cost the old run
+        if overwrite and first:  # only now: a config that fails costs no old run
             empty(workdir, say)
-        describe_on_disk(run, workdir)
-        with RunRecords(workdir) as records, jax.set_mesh(run.parts.mesh):
+        if first:  # config.json before all else: it says that the rest is a run's
+            configs.write(workdir / configs.FILE, config, configs.versions())
+            describe_on_disk(run, workdir)
+        with RunRecords(workdir, first) as records, jax.set_mesh(run.parts.mesh):
             return _watched(run, workdir, records, say)
 
 
@@ -96,7 +101,7 @@ def _train(
     run: Prepared, workdir: Path, records: RunRecords, say: Callable[[str], None]
 ) -> dict[str, Any]:
     describe(run, say)
-    config, parts, began = run.parts.config, run.parts, time.perf_counter()
+    config, parts = run.parts.config, run.parts
     total = len(run.plan.steps)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, total)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -110,16 +115,20 @@ def _train(
     ) as checkpoints:
         state, resumed = begin(run, optimizer, checkpoints, say)
         start = int(state.step)
-        if not resumed:  # killed before its first checkpoint, it begins all over
+        if records.enabled and not resumed:  # killed before it saved: all over
             (workdir / "metrics.jsonl").unlink(missing_ok=True)
         records.rewind(start if resumed else -1)
+        elapsed, checked = so_far(records)
+        began = time.perf_counter() - elapsed
         records.write_status("running", start, total)
         if not resumed and config.evaluate.at_start:
             for split in ("validation", "test"):
                 if split in run.data:
                     say(f"scoring {split} before the first step")
                     found = score(evaluator, state, run.data[split], split, records)
-                    check_metric(config, parts.task.headline, found.metrics)
+                    if split == "validation":
+                        check_metric(config, parts.task.headline, found.metrics)
+                        checked = True
         with (
             Progress(
                 total, start_step=start, epochs=len(run.plan.epoch_ends)
@@ -149,6 +158,10 @@ def _train(
                 records=records,
                 progress=progress,
                 headline=parts.task.headline,
+                check=None
+                if checked
+                else partial(check_metric, config, parts.task.headline),
+                elapsed=elapsed,
                 stopped=stopped,
             )
         if int(state.step) < total:
@@ -158,6 +171,14 @@ def _train(
             )
             raise stopped.error()
         return finish(run, state, checkpoints, evaluator, records, began, say)
+
+
+def so_far(records: RunRecords) -> tuple[float, bool]:
+    """The seconds that a run has trained, and whether validation was ever scored."""
+    lines = records.read()
+    seconds = [line.get("seconds") for line in lines if line["split"] == "train"]
+    known = [each for each in seconds if isinstance(each, int | float)]
+    return max(known, default=0.0), any(line["split"] == "validation" for line in lines)
 
 
 def begin(

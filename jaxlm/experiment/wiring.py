@@ -16,7 +16,6 @@ from flax import nnx
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, read_json
 from jaxlm.core.mesh import batch_sharding, row_parts, shardings
-from jaxlm.core.schema import flatten
 from jaxlm.core.types import Batch, Params, Record, Task
 from jaxlm.data import sources
 from jaxlm.data.config import DataConfig
@@ -47,6 +46,17 @@ class Parts:
     model: Model
     shardings: Params
 
+    @property
+    def abstract_params(self) -> Params:
+        """Shapes, dtypes and shardings of the parameters, as a restore wants them."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
+            ),
+            self.model.shapes,
+            self.shardings,
+        )
+
     def place(self, arrays: Mapping[str, np.ndarray]) -> Batch:
         """This process's rows of a batch onto the mesh."""
         rows = batch_sharding(self.mesh)
@@ -57,14 +67,13 @@ class Parts:
 
     def evaluator(self) -> Evaluator:
         """An evaluator whose batch divides over the mesh."""
-        data, parts = self.config.data, row_parts(self.mesh)
-        rows = -(-self.config.evaluate.batch_size // parts) * parts
+        data = self.config.data
         return Evaluator(
             self.task,
             self.model.apply,
             self.mesh,
             place=self.place,
-            batch_size=rows,
+            batch_size=rows_on_mesh(self.config.evaluate.batch_size, self.mesh),
             max_length=data.max_length,
             packing=data.packing,
         )
@@ -94,7 +103,6 @@ def make_parts(
     _, transformer, _ = read_config(directory)
     transformer = adapt(transformer, config, task)
     check_fit(config, transformer, tokenizer, directory)
-    check_rows(config, mesh)
     check_heads(transformer, mesh)
     backbone = partial(
         Transformer,
@@ -142,17 +150,6 @@ def check_fit(
         )
 
 
-def check_rows(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> None:
-    """Refuse a batch that does not divide over devices and microbatches."""
-    rows, accumulation = config.train.batch_size, config.train.accumulation
-    parts = row_parts(mesh)
-    if rows % (parts * accumulation):
-        raise UserError(
-            f"config.train.batch_size: {rows} rows do not divide over {parts} devices"
-            f" and {accumulation} microbatches; a multiple of {parts * accumulation}"
-        )
-
-
 def check_heads(transformer: TransformerConfig, mesh: jax.sharding.Mesh) -> None:
     """Refuse to cut through an attention head: the width may divide, heads may not."""
     parts = mesh.shape["tensor"]
@@ -161,6 +158,15 @@ def check_heads(transformer: TransformerConfig, mesh: jax.sharding.Mesh) -> None
             f"config.mesh.tensor: {parts} devices do not divide the model's"
             f" {transformer.heads} heads; a divisor of {transformer.heads}"
         )
+
+
+def rows_on_mesh(rows: int, mesh: jax.sharding.Mesh, accumulation: int = 1) -> int:
+    """``rows`` rounded up to what divides over the devices and the microbatches.
+
+    The rows that are added are padding, of weight 0: the losses stay those of ``rows``.
+    """
+    parts = row_parts(mesh) * accumulation
+    return -(-rows // parts) * parts
 
 
 def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
@@ -188,7 +194,6 @@ def load_records(
     source: Any = None,
     *,
     task: str,
-    labelled: bool = True,
 ) -> list[Record]:
     """The records of a split of the config, or of any other source.
 
@@ -200,13 +205,12 @@ def load_records(
         source, split, format=data.format, columns=data.columns, scheme=data.scheme
     )
     field = TASKS[task].target
-    if labelled:
-        for record in records:
-            if record.get(field) is None:
-                raise UserError(
-                    f"{record['source']}: no {field}; {task} needs them in {split} data"
-                    " (name a column by config.data.columns)"
-                )
+    for record in records:
+        if record.get(field) is None:
+            raise UserError(
+                f"{record['source']}: no {field}; {task} needs them in {split} data"
+                " (name a column by config.data.columns)"
+            )
     return records
 
 
@@ -247,18 +251,3 @@ def read_labels(folder: Path) -> list[str]:
     ):
         raise UserError(f"{folder / LABELS}: is not a list of labels")
     return labels
-
-
-def in_memory(source: Any) -> bool:
-    """Whether a data source is records rather than a string."""
-    return not isinstance(source, str)
-
-
-def config_values(config: ExperimentConfig) -> dict[str, Any]:
-    """The config by dotted key, as the report shows it."""
-    return {
-        key: f"{len(value)} records"
-        if key.startswith("data.") and in_memory(value) and isinstance(value, Sequence)
-        else value
-        for key, value in flatten(config).items()
-    }

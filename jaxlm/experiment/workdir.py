@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,43 +14,96 @@ import jax
 from jaxlm.core import config as configs
 from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import UserError
+from jaxlm.core.schema import show
 from jaxlm.experiment.config import ExperimentConfig
-from jaxlm.train.records import read_status
+from jaxlm.train.records import read_object, read_status
 
 OURS = (
-    "config.json", "data.json", "model", "checkpoints", "damaged", "metrics.jsonl",
-    "tensorboard", "results", "predictions", "status.json", "report.html",
+    "status.json", "checkpoints", "damaged", "metrics.jsonl", "tensorboard", "results",
+    "predictions", "report.html", "data.json", "model", configs.FILE,
 )  # fmt: skip
-"""All that a run writes in its workdir, hence all that ``--overwrite`` deletes."""
+"""All that a run writes in its workdir, hence all that ``--overwrite`` deletes.
+
+In this order: what is left by an interrupted one still tells whose it is, and has
+nothing to resume from.
+"""
+MAY_CHANGE = (
+    "mesh", "checkpoint", "data.workers", "train.log_every_steps", "model.scan",
+    "model.remat",
+)  # fmt: skip
+"""What a resumed run may change: it is the same experiment."""
+LOCK_SECONDS = 1.0
 
 
 @contextmanager
-def claim(workdir: Path, config: ExperimentConfig, overwrite: bool) -> Iterator[None]:
+def claim(
+    workdir: Path,
+    config: ExperimentConfig,
+    overwrite: bool,
+    say: Callable[[str], None] = print,
+) -> Iterator[None]:
     """Hold the workdir for this process, if it is new or of the same config.
 
     The hold is the operating system's, on the directory: it ends with the process,
     however that ends.
 
     Raises:
-      UserError: another process trains there, or it holds a run of another config.
+      UserError: another process trains there, or it holds a run of another config, or
+        files that are no run's.
     """
     writable_directory(workdir)
     handle = os.open(workdir, os.O_RDONLY)
     try:
         if jax.process_index() == 0:
             _lock(handle, workdir)
+        _check_ours(workdir)
+        # Also without need of it: it refuses a config.json that no run wrote.
+        found = configs.changes(workdir, config)
         if not overwrite:
-            configs.refuse_difference(workdir, config)
+            configs.refuse_difference(workdir, config, MAY_CHANGE)
+            _check_facts(workdir)
+            if found:
+                changed = [
+                    f"config.{key} was {show(old)}, now {show(new)}"
+                    for key, old, new in found
+                ]
+                say(f"{workdir} goes on with another config: {'; '.join(changed)}")
         yield
     finally:
         os.close(handle)
 
 
+def _check_ours(workdir: Path) -> None:
+    """Refuse names that a run would write, where no run's config stands beside them."""
+    there = [name for name in OURS if os.path.lexists(workdir / name)]
+    if there and configs.FILE not in there:
+        raise UserError(
+            f"{workdir} holds {', '.join(there)} but no {configs.FILE} of a run; name"
+            " another --workdir"
+        )
+
+
+def _check_facts(workdir: Path) -> None:
+    """Refuse a data.json that no run wrote, before anyone reads it."""
+    path = workdir / "data.json"
+    if path.exists() and not all(
+        isinstance(facts, dict) for facts in read_object(path).values()
+    ):
+        raise UserError(f"{path}: does not describe data by split; delete the file")
+
+
 def _lock(handle: int, workdir: Path) -> None:
     import fcntl  # no such thing on Windows, where jax trains on no accelerator
 
+    until = time.monotonic() + LOCK_SECONDS
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:  # a reader that asks whether we live holds it for a moment
+            try:
+                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.02)
     except BlockingIOError as error:
         pid = (read_status(workdir) or {}).get("pid", "unknown")
         raise UserError(
@@ -61,9 +115,17 @@ def _lock(handle: int, workdir: Path) -> None:
 
 
 def empty(workdir: Path, say: Callable[[str], None]) -> None:
-    """Delete all that a run wrote, and say what."""
+    """Delete all that a run wrote, and say what; config.json last.
+
+    Nothing where no config.json is: then nothing there is a run's.
+    """
+    if not (workdir / configs.FILE).is_file():
+        return
     there = [workdir / name for name in OURS if (workdir / name).exists()]
     if there:
         say(f"--overwrite deletes {', '.join(str(path) for path in there)}")
     for path in there:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

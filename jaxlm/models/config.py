@@ -50,11 +50,7 @@ class TransformerConfig:
     max_positions: int
     type_vocab_size: int = 0
     activation: str = "gelu"
-    norm: str = "layernorm"
-    norm_placement: str = "post"
     norm_epsilon: float = 1e-12
-    position: str = "learned"
-    attention_mask: str = "bidirectional"
     pooler: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.1

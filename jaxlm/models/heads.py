@@ -39,8 +39,9 @@ class Head(nnx.Module):
             x = segment_mean(outputs["hidden"], batch)
         else:
             x = outputs[self.reads]
-        logits = self.classifier(dropout(x, self.dropout, head_key))
-        return {**outputs, "logits": logits.astype(jnp.float32)}
+        # In fp32 whatever the layers run in: losses are, and a head is small.
+        x = dropout(x.astype(jnp.float32), self.dropout, head_key)
+        return {**outputs, "logits": self.classifier(x)}
 
 
 def segment_mean(hidden: jax.Array, batch: Batch) -> jax.Array:

@@ -189,6 +189,8 @@ def _check_names(
         "the same weight twice": twice,
     }
     found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if any(name.startswith("pooler.") for name in missing):
+        found.append("config.task.pooling=mean needs no pooler")
     if found:
         raise UserError(
             f"{checkpoint.directory}: the weights do not fit config.json; "

@@ -26,7 +26,7 @@ from jaxlm.data.tags import spans
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.models.heads import Head
-from jaxlm.tasks.class_metrics import class_report, confusion
+from jaxlm.tasks.class_metrics import class_report, class_scores, confusion
 from jaxlm.tasks.config import TaskConfig
 from jaxlm.tasks.entity_metrics import entity_report, entity_scores
 from jaxlm.tasks.losses import correct, cross_entropy
@@ -217,10 +217,17 @@ class TokenClassification:
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Record]
     ) -> Metrics:
-        """Entity scores as seqeval's, and ``word/`` scores over all B-, I- and O."""
+        """Entity scores as seqeval's; means over all B-, I- and O as ``word_...``."""
         true = [example["labels"] for example in examples]
         predicted = [prediction["predicted"] for prediction in predictions]
-        return entity_scores(true, predicted)
+        labels, matrix = self.confusion(predictions, examples)
+        words = class_scores(matrix, labels)
+        means = {
+            f"word_{name}": value
+            for name, value in words.items()
+            if name.startswith(("macro_", "weighted_"))
+        }
+        return {**entity_scores(true, predicted), **means}
 
     def confusion(
         self, predictions: Sequence[Prediction], examples: Sequence[Record]

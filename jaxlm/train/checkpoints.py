@@ -1,34 +1,52 @@
 """Checkpoints by Orbax: the whole state, asynchronous, the last few and the best few.
 
-A checkpoint ``<step>`` holds two items, ``params`` (what a model needs) and
-``training`` (what only training needs), each with fingerprints of its arrays: a file
-that rots is noticed when it is read, on whatever layout it is read.
+A checkpoint ``<step>`` holds two items, ``params`` (all that a model needs, one tree)
+and ``training`` (what only training needs), each with fingerprints of its arrays: a
+file that rots is noticed when it is read, on whatever layout it is read.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
+from orbax.checkpoint import path as paths
 from orbax.checkpoint import v1 as ocp
 
 from jaxlm.core.errors import UserError
-from jaxlm.train.damage import attempt, metrics_problem, with_checksum
+from jaxlm.train.damage import (
+    attempt,
+    layout_difference,
+    metrics_problem,
+    with_checksum,
+)
 from jaxlm.train.fingerprint import fingerprints
+from jaxlm.train.objective import join as join_params
 from jaxlm.train.state import State
 
 PARAMS, TRAINING = "params", "training"
 DAMAGED = "damaged"
+RACE_TRIES, RACE_SECONDS = 20, 0.05
 
 
 class Damaged(Exception):
     """A checkpoint that cannot be read, or whose arrays are not those saved."""
+
+
+class OtherLayout(UserError):
+    """A checkpoint of other names, shapes or dtypes than this model and version has."""
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 class Checkpoints:
@@ -36,10 +54,8 @@ class Checkpoints:
 
     ``score`` turns the metrics of an evaluation into the figure that the best are kept
     by, greater being better; None for metrics that lack it. ``clean`` removes what a
-    killed save left behind: for the run itself alone, never for its readers.
-
-    Raises:
-      UserError: without ``clean``, a checkpoint's metrics cannot be read.
+    killed save left behind: for the run itself alone, never for its readers. Those
+    leave out a checkpoint whose metrics are damaged, and ``say`` so.
     """
 
     def __init__(
@@ -50,19 +66,29 @@ class Checkpoints:
         keep_best: int = 0,
         score: Callable[[Mapping[str, Any]], float | None] = lambda _: None,
         clean: bool = False,
+        say: Callable[[str], None] = _complain,
     ):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # we report by ourselves
         self.directory, self.score, self._clean = directory, score, clean
+        self._say = say
         self._manager: Any = None
-        self._moved = self._check_metrics()
+        self._moved: list[str] = []
+        self.left_out: dict[int, str] = {}
         # Any: Orbax's own annotations do not fit one another.
         decisions: Any = ocp.training.save_decision_policies
-        self._manager = ocp.training.Checkpointer(
-            str(directory.absolute()),
-            save_decision_policy=decisions.FixedIntervalPolicy(1),
-            preservation_policy=_Keep(keep_last, keep_best, self._rank),
-            cleanup_tmp_directories=clean,
-        )
+        names: Any = _Names(self.left_out)
+
+        def open_manager() -> Any:
+            self._check_metrics()
+            return ocp.training.Checkpointer(
+                str(directory.absolute()),
+                save_decision_policy=decisions.FixedIntervalPolicy(1),
+                preservation_policy=_Keep(keep_last, keep_best, self._rank),
+                step_name_format=names,
+                cleanup_tmp_directories=clean,
+            )
+
+        self._manager = self._steadily(open_manager)
         self._fingerprints = jax.jit(fingerprints)
 
     def __enter__(self) -> Self:
@@ -77,8 +103,12 @@ class Checkpoints:
 
     def reload(self) -> None:
         """Look again at what is on disk; another process may write there."""
-        self._moved += self._check_metrics()
-        self._manager.reload()
+
+        def look() -> None:
+            self._check_metrics()
+            self._manager.reload()
+
+        self._steadily(look)
 
     def best(self) -> int | None:
         """The step of the best score, the earliest of equals; None if none has one."""
@@ -106,13 +136,14 @@ class Checkpoints:
 
         Raises:
           Damaged: it cannot be read, or its arrays are not those that were saved.
+          OtherLayout: it is whole but of another model or version.
+          UserError: this machine cannot read now.
         """
-        return join(self._load(step, split(abstract)))
+        return join(self._load(step, split(abstract)), abstract)
 
-    def restore_params(self, step: int, trainable: Any, frozen: Any) -> tuple[Any, Any]:
-        """Parameters alone; see ``restore``."""
-        part = self._load(step, {PARAMS: {"trainable": trainable, "frozen": frozen}})
-        return part[PARAMS]["trainable"], part[PARAMS]["frozen"]
+    def restore_params(self, step: int, abstract_params: Any) -> Any:
+        """Parameters alone, frozen ones among them, as one tree; see ``restore``."""
+        return self._load(step, {PARAMS: abstract_params})[PARAMS]
 
     def restore_latest(
         self, abstract: State, say: Callable[[str], None]
@@ -120,35 +151,45 @@ class Checkpoints:
         """The newest state that is whole, or None; damaged ones are reported.
 
         A damaged checkpoint is not deleted but moved, to ``damaged/`` in the workdir.
+        One of another layout is damaged where one before it is not.
 
         Raises:
-          UserError: there were checkpoints, and all were damaged.
+          UserError: there were checkpoints, and all were damaged; or this machine, or
+            this version, cannot read them, and none was moved.
         """
         for moved in self._moved:
             say(moved)
         self._moved.clear()
-        damaged: list[int] = []
+        damaged: dict[int, Exception] = {}
+        state = None
         for step in reversed(self.steps()):
             try:
-                return self.restore(step, abstract)
-            except Damaged as problem:
-                say(f"{self._move(step, problem)}, the one before it is tried")
-                damaged.append(step)
-        if damaged:
+                state = self.restore(step, abstract)
+                break
+            except (Damaged, OtherLayout) as problem:
+                damaged[step] = problem
+        for problem in damaged.values():
+            if state is None and isinstance(problem, OtherLayout):
+                raise problem
+        for step, problem in damaged.items():
+            say(f"{self._move(step, problem)}, the one before it is tried")
+        if damaged and state is None:
             raise UserError(
                 f"{self.directory}: every checkpoint was damaged and is now in"
                 f" {DAMAGED}/; the same command again starts from the beginning"
             )
-        return None
+        return state
 
     def set_aside(self, step: int) -> Path:
         """Move a checkpoint out of the way of a new one of the same step."""
         folder = self.directory.parent / DAMAGED
-        folder.mkdir(exist_ok=True)
-        target = folder / str(step)
-        if target.exists():
-            shutil.rmtree(target)
-        (self.directory / str(step)).rename(target)
+        target, number = folder / str(step), 1
+        while target.exists():
+            number += 1
+            target = folder / f"{step}-{number}"
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(target)
         if self._manager is not None:
             self._manager.reload()
         return target
@@ -157,26 +198,47 @@ class Checkpoints:
         aside = self.set_aside(step)
         return f"checkpoint {step} is damaged ({problem}); moved to {aside}"
 
-    def _check_metrics(self) -> list[str]:
-        """Find metrics that rotted, at which Orbax would fail or mistake the best.
-
-        Raises:
-          UserError: there are some and it is not for us to move them.
-        """
-        moved = []
+    def _check_metrics(self) -> None:
+        """Find metrics that rotted, at which Orbax would fail or mistake the best."""
         for path in sorted(self.directory.glob("*/metrics/metrics")):
             step = path.parts[-3]
             problem = metrics_problem(path) if step.isdecimal() else None
-            if problem and not self._clean:
-                raise UserError(
-                    f"{path}: is damaged ({problem}); start jaxlm.main again, which"
-                    f" moves it to {DAMAGED}/, or delete checkpoint {step}"
+            if problem is None or int(step) in self.left_out:
+                continue
+            if self._clean:
+                self._moved.append(self._move(int(step), problem))
+            else:
+                self.left_out[int(step)] = problem
+                self._say(f"checkpoint {step} is left out: {path} is damaged")
+
+    def _steadily(self, look: Callable[[], Any]) -> Any:
+        """What ``look`` gives; again, where a run deleted a checkpoint meanwhile."""
+        for _ in range(0 if self._clean else RACE_TRIES):
+            try:
+                return look()
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # by Orbax
+                time.sleep(RACE_SECONDS)
+        return look()
+
+    def _check_layout(self, step: int, wanted: dict[str, Any]) -> None:
+        """Refuse arrays that Orbax says are others; what it cannot say is passed."""
+        found, problem = attempt(partial(self._manager.checkpointables_metadata, step))
+        if problem is not None:
+            raise Damaged(problem)
+        for name in set(found.metadata) & set(wanted):
+            on_disk = found.metadata[name]
+            if not isinstance(on_disk, dict) or "arrays" not in on_disk:
+                continue
+            difference = layout_difference(on_disk["arrays"], wanted[name])
+            if difference:
+                raise OtherLayout(
+                    f"{self.directory}/{step}: was written by another version or"
+                    f" layout: {name}/{difference}; nothing was moved or deleted; use"
+                    " the version that wrote it, or name another --workdir"
                 )
-            if problem:
-                moved.append(self._move(int(step), problem))
-        return moved
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        self._check_layout(step, wanted)
         scalar = jax.tree.leaves(wanted)[0].sharding
         scalar = jax.sharding.NamedSharding(scalar.mesh, jax.sharding.PartitionSpec())
         asked = {
@@ -188,11 +250,14 @@ class Checkpoints:
             }
             for name, part in wanted.items()
         }
-        found, problem = attempt(
-            lambda: self._manager.load_checkpointables(step, asked)
-        )
-        if problem is not None:
-            raise Damaged(problem)
+        found = {}
+        for name in asked:  # one by one: of several, Orbax forgets those that wait
+            one = {name: asked[name]}
+            read = partial(self._manager.load_checkpointables, step, one)
+            part, problem = attempt(read)
+            if problem is not None:
+                raise Damaged(problem)
+            found |= part
         arrays = {name: item["arrays"] for name, item in found.items()}
         saved = {name: item["fingerprints"] for name, item in found.items()}
         same = jax.tree.map(np.array_equal, self._fingerprints(arrays), saved)
@@ -225,6 +290,20 @@ class _Keep:
         return [each.step in kept for each in checkpoints]
 
 
+class _Names:
+    """Orbax's format of step names, but for steps that are left out."""
+
+    def __init__(self, left_out: Mapping[int, str]):
+        self._left_out, self._format = left_out, paths.step.standard_name_format()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._format, name)
+
+    def find_all(self, base_path: Any) -> Iterator[Any]:
+        found = self._format.find_all(base_path)
+        return (each for each in found if each.step not in self._left_out)
+
+
 def _ranked(checkpoints: Sequence[Any], rank: Callable[[Any], float]) -> list[int]:
     """The steps that have a score, best first, the earliest of equals first."""
     scored = [(-rank(each.metrics), each.step) for each in checkpoints]
@@ -237,7 +316,13 @@ def choose(checkpoints: Checkpoints, wanted: str) -> list[int]:
     Raises:
       UserError: there is no such checkpoint.
     """
-    steps = checkpoints.steps()
+    steps, left_out = checkpoints.steps(), checkpoints.left_out
+    asked = list(left_out) if not steps else [int(wanted)] if wanted.isdecimal() else []
+    for step in set(asked) & set(left_out):
+        raise UserError(
+            f"{checkpoints.directory}/{step}: is damaged ({left_out[step]}); start"
+            f" jaxlm.main again, which moves it to {DAMAGED}/, or delete it"
+        )
     if not steps:
         raise UserError(
             f"{checkpoints.directory}: no checkpoint yet; train with jaxlm.main first"
@@ -260,10 +345,22 @@ def choose(checkpoints: Checkpoints, wanted: str) -> list[int]:
 def split(state: State) -> dict[str, Any]:
     """A state as the items of a checkpoint."""
     whole = state._asdict()
-    params = {name: whole.pop(name) for name in ("trainable", "frozen")}
+    params = join_params(whole.pop("trainable"), whole.pop("frozen"))
     return {PARAMS: params, TRAINING: whole}
 
 
-def join(items: Mapping[str, Any]) -> State:
-    """The items of a checkpoint as a state."""
-    return State(**items[PARAMS], **items[TRAINING])
+def join(items: Mapping[str, Any], like: State) -> State:
+    """The items of a checkpoint as a state, its params split as those of ``like``."""
+    params = items[PARAMS]
+    return State(
+        trainable=_only(params, like.trainable),
+        frozen=_only(params, like.frozen),
+        **items[TRAINING],
+    )
+
+
+def _only(params: Any, like: Any) -> Any:
+    """The branches of a tree that another has too."""
+    if not isinstance(like, Mapping):
+        return params
+    return {name: _only(params[name], like[name]) for name in like}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
+import re
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +19,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.core.errors import UserError
+
 CHECKSUM = "checksum"
+SETTLE_TRIES, SETTLE_SECONDS = 10, 0.05
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""Errors of the operating system that the files themselves are to blame for."""
+STATUS = re.compile(r"\b(?:RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE)\b")
+ERRNO = re.compile(r"\bOS error (\d+)")
+
+
+class Unreadable(UserError):
+    """This machine could not read; nothing is known of what the files hold."""
 
 
 def with_checksum(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +47,7 @@ def metrics_problem(path: Path) -> str | None:
     """What is wrong with the file of metrics that was written ``with_checksum``."""
     try:
         metrics = json.loads(path.read_bytes())
-    except FileNotFoundError:  # deleted meanwhile by the process that saves
+    except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile by the run
         return None
     except ValueError:
         return "its metrics are not JSON"
@@ -47,14 +61,34 @@ def _checksum(metrics: Mapping[str, float]) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
+def layout_difference(found: Any, wanted: Any) -> str | None:
+    """The first array that two trees do not have alike: its name, shapes and dtypes."""
+    there, here = _layout(found), _layout(wanted)
+    for name in [*here, *there]:
+        if there.get(name) != here.get(name):
+            return f"{name} is {there.get(name, 'absent')}, not {here.get(name, '')}"
+    return None
+
+
+def _layout(tree: Any) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        )
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if hasattr(leaf, "shape")
+    }
+
+
 def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
     """What ``read`` gives, or in a line why it failed.
 
-    Orbax's other reads shout by the page when one of them fails; what they say is kept
-    quiet, and what is left of them is collected here.
+    When one read fails, those that Orbax had under way beside it shout by the page as
+    they end. They are given half a second to do so unheard.
 
     Raises:
-      MemoryError, JaxRuntimeError: the trouble is this machine's, not the files'.
+      MemoryError, JaxRuntimeError, Unreadable: the trouble is this machine's, not the
+        files'.
     """
     with _quiet():
         try:
@@ -63,8 +97,34 @@ def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
             raise
         except Exception as problem:  # Orbax and TensorStore raise many kinds
             reason = brief(problem)
-        gc.collect()
+            trouble = next(filter(_is_machine, _causes(problem)), None)
+            if trouble is not None:
+                raise Unreadable(
+                    f"a checkpoint cannot be read ({brief(trouble)}); nothing was moved"
+                    " or deleted; mend this and start again"
+                ) from problem
+        for _ in range(SETTLE_TRIES):
+            gc.collect()
+            time.sleep(SETTLE_SECONDS)
     return None, reason
+
+
+def _causes(problem: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    each: BaseException | None = problem
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _is_machine(problem: BaseException) -> bool:
+    """Whether a failed read tells of the machine: too many files, no permission."""
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return problem.errno not in GONE
+    text = str(problem)
+    numbers = [int(each) for each in ERRNO.findall(text)]
+    return bool(STATUS.search(text)) or any(each not in GONE for each in numbers)
 
 
 @contextmanager

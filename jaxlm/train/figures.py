@@ -16,13 +16,17 @@ BOOKKEEPING = frozenset(
 def scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """The scores of a whole split, the leading ones first.
 
-    Left out are counts, times and what belongs to one label (``PER/f1``). None is a
+    Left out are counts, times, what belongs to one label (``PER/f1``) and the means
+    over words beside those over entities (``word_macro_f1``). None is a
     score that was not finite.
     """
     own = {
         name: value
         for name, value in metrics.items()
-        if name not in BOOKKEEPING and "/" not in name and is_score(value)
+        if name not in BOOKKEEPING
+        and "/" not in name
+        and not name.startswith("word_")
+        and is_score(value)
     }
     ordered = [name for name in LEADING if name in own]
     return {name: own[name] for name in [*ordered, *own]}

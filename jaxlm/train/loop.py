@@ -119,16 +119,20 @@ def fit(
     records: RunRecords,
     progress: Progress,
     headline: str,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+    elapsed: float = 0.0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> State:
     """Train from the state's step to the end of the plan, or until ``stopped``.
 
-    ``headline`` names the validation metric that an epoch's line shows.
+    ``headline`` names the validation metric that an epoch's line shows. ``check`` may
+    refuse the first scores, once they are saved. ``elapsed`` is the seconds that the
+    run has trained before.
 
     Raises:
       Diverged: the loss became NaN or infinite; the last checkpoint is from before.
     """
-    plan, meter, clock = due.plan, Meter(), Clock(loader)
+    plan, meter, clock = due.plan, Meter(), Clock(loader, elapsed)
     number = first = int(state.step)
     for planned, batch in loader.iterate(number):
         state, figures = step(state, batch)
@@ -170,6 +174,10 @@ def fit(
         scores = evaluate(state) if due.evaluation(number) else None
         if due.save(number):
             checkpoints.save(state, scores)
+        if scores is not None and check is not None:
+            checkpoints.wait()
+            check(scores)
+            check = None
         if due.epoch_end(number) or scores is not None:
             progress.epoch_line(
                 number,
@@ -194,9 +202,9 @@ SHOWN = ("loss", "accuracy")
 class Clock:
     """Time spent in training, without evaluation, saving and the first compilation."""
 
-    def __init__(self, loader: Loader):
+    def __init__(self, loader: Loader, elapsed: float = 0.0):
         self.loader = loader
-        self.elapsed = self.input_wait = 0.0
+        self.elapsed, self.input_wait = elapsed, 0.0
         self.restart()
 
     def restart(self) -> None:

@@ -28,13 +28,24 @@ Results = Sequence[Mapping[str, Any]]
 State = Literal["running", "finished", "failed", "stopped"]
 REWOUND = ("train", "validation")
 """The splits whose lines a resumed run writes again."""
+STATUS = {
+    "state": str,
+    "step": int,
+    "total_steps": int | None,
+    "pid": int | None,
+    "host": str | None,
+}
+"""What may stand in status.json; None: the key may lack."""
 
 
 class RunRecords:
-    """The records of one run under its workdir; a context manager that closes them."""
+    """The records of one run under its workdir; a context manager that closes them.
 
-    def __init__(self, workdir: str | os.PathLike[str]):
-        self.workdir = Path(workdir)
+    One that is not ``enabled``, of a further process, reads and writes nothing.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], enabled: bool = True):
+        self.workdir, self.enabled = Path(workdir), enabled
         self._lines = None
         self._events = None
         self._purge_step: int | None = None
@@ -50,6 +61,8 @@ class RunRecords:
 
         NaN and infinities become null in the line and are left out of the event files.
         """
+        if not self.enabled:
+            return
         record = to_plain({"step": step, "split": split, **scalars})
         if self._lines is None:
             self._lines = self._open_lines()
@@ -65,7 +78,7 @@ class RunRecords:
         """
         self.close()
         self._purge_step = step + 1
-        if (self.workdir / "metrics.jsonl").exists():
+        if self.enabled and (self.workdir / "metrics.jsonl").exists():
             self._rewrite(
                 record
                 for record in self.read()
@@ -84,6 +97,8 @@ class RunRecords:
         results/<split>-<step>.confusion.json.
         """
         path = self.workdir / "results" / f"{split}-{step}.json"
+        if not self.enabled:
+            return path
         flat = {name: metrics[name] for name in metrics if name != "confusion"}
         if confusion := metrics.get("confusion"):
             atomic_write_json(path.with_suffix(".confusion.json"), confusion)
@@ -95,7 +110,8 @@ class RunRecords:
     ) -> Path:
         """Write predictions/<split>-<step>.jsonl, one prediction a line."""
         path = self.workdir / "predictions" / f"{split}-{step}.jsonl"
-        atomic_write_text(path, "".join(_line(each) for each in predictions))
+        if self.enabled:
+            atomic_write_text(path, "".join(_line(each) for each in predictions))
         return path
 
     def write_status(
@@ -107,6 +123,8 @@ class RunRecords:
         **more: Any,
     ) -> None:
         """Replace status.json: where the run stands, for launchers and ``--watch``."""
+        if not self.enabled:
+            return
         status = {"state": state, "step": step, "total_steps": total_steps}
         process = {
             "pid": os.getpid(),
@@ -155,9 +173,30 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_status(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What status.json says, or None where a run has not begun."""
+    """What status.json says, or None where a run has not begun.
+
+    Raises UserError for one that no run wrote.
+    """
     path = Path(workdir) / "status.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    status = read_object(path)
+    for key, kinds in STATUS.items():
+        value = status.get(key)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise UserError(
+                f"{path}: {key} is {value!r}, so it is not the status of a run; delete"
+                " the file"
+            )
+    return status
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of ours, which is one object; UserError where it is anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not a JSON object; delete the file")
+    return value
 
 
 def read_results(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -166,7 +205,7 @@ def read_results(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for path in (Path(workdir) / "results").glob("*.json"):
         split, dash, step = path.stem.rpartition("-")
         if dash and step.isdecimal():
-            found.append({**read_json(path), "split": split, "step": int(step)})
+            found.append({**read_object(path), "split": split, "step": int(step)})
     return sorted(found, key=lambda result: (result["split"], result["step"]))
 
 
@@ -175,7 +214,7 @@ def read_confusion(
 ) -> dict[str, Any] | None:
     """``{"labels", "matrix"}`` beside a result, rows being true labels, or None."""
     path = Path(workdir) / "results" / f"{split}-{step}.confusion.json"
-    return read_json(path) if path.exists() else None
+    return read_object(path) if path.exists() else None
 
 
 def first_and_last(
@@ -196,13 +235,26 @@ def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
-        except ValueError as error:
-            if number > len(whole):
-                return
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if record is not None and _is_record(record):
+            yield record
+        elif number > len(whole):
+            return
+        else:
             raise UserError(
-                f"{path}:{number}: not a JSON object; delete this line"
-            ) from error
+                f"{path}:{number}: not a JSON object with a step and a split; delete"
+                " this line"
+            )
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and type(value.get("step")) is int
+        and isinstance(value.get("split"), str)
+    )
 
 
 def _line(record: Mapping[str, Any]) -> str:

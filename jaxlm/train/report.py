@@ -22,13 +22,12 @@ from jaxlm.train.figures import (
 )
 from jaxlm.train.page import Html, element, page, scroll_box, section
 from jaxlm.train.records import (
-    first_and_last,
     read_confusion,
     read_metrics,
     read_results,
     read_status,
 )
-from jaxlm.train.score_tables import SPLITS, final_scores, per_label
+from jaxlm.train.score_tables import SPLITS, final_scores, first_and_best, per_label
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -55,9 +54,9 @@ def write_report(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> 
             _header(name, config, status),
             _tiles(lines, results, status),
             _curves(lines),
-            final_scores(results),
-            per_label(results),
-            _confusion(workdir, results),
+            final_scores(results, status.get("best")),
+            per_label(results, status.get("best")),
+            _confusion(workdir, results, status.get("best")),
             _run_facts(config, status, lines),
         ),
         element("footer", f"Written by jaxlm. {_moment(status)}"),
@@ -98,7 +97,7 @@ def _header(name: str, config: Mapping, status: Mapping) -> Html:
 def _tiles(lines: Lines, results: Lines, status: Mapping) -> Html:
     tiles = []
     for split in SPLITS:
-        before, after = first_and_last(results, split)
+        before, after = first_and_best(results, split, status.get("best"))
         if after and scores(after) and not tiles:
             name, value = next(iter(scores(after).items()))
             moved = change(before.get(name), value)
@@ -206,9 +205,9 @@ def _small_chart(title: str, lines: Lines, field: str) -> Html | None:
     return line_chart(title, series, size=SMALL, from_zero=True)
 
 
-def _confusion(workdir: Path, results: Lines) -> Html | None:
+def _confusion(workdir: Path, results: Lines, best: int | None) -> Html | None:
     for split in SPLITS:
-        _, after = first_and_last(results, split)
+        _, after = first_and_best(results, split, best)
         found = read_confusion(workdir, split, after["step"]) if after else None
         if found and found["labels"]:
             labels = [str(label) for label in found["labels"]]

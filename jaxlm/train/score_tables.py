@@ -13,11 +13,29 @@ SPLITS = ("test", "validation", "train")
 """Which split's details are shown, the first that has any."""
 
 
-def final_scores(results: Results) -> Html | None:
-    """Every split's scores, those of step 0 beside the last."""
+def first_and_best(
+    results: Results, split: str, best: int | None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A split's result of step 0, if there is another, and that of the best step.
+
+    The last one stands in where the run has no best checkpoint yet, or it was not
+    scored on this split; either is empty where there is none.
+    """
+    first, last = first_and_last(results, split)
+    of_best = [
+        result
+        for result in results
+        if result["split"] == split and result["step"] == best
+    ]
+    after = of_best[0] if of_best else last
+    return ({} if after is first else first), after
+
+
+def final_scores(results: Results, best: int | None) -> Html | None:
+    """Every split's scores, those of step 0 beside the best checkpoint's."""
     bodies = []
     for split in sorted({result["split"] for result in results}):
-        before, after = first_and_last(results, split)
+        before, after = first_and_best(results, split, best)
         start = element("th", "step 0" if before else "", scope="col")
         head = element(
             "tr",
@@ -49,10 +67,10 @@ def _score_row(name, before, after, moved) -> Html:
     )
 
 
-def per_label(results: Results) -> Html | None:
+def per_label(results: Results, best: int | None) -> Html | None:
     """The scores that belong to one label or entity type, the most frequent first."""
     for split in SPLITS:
-        _, after = first_and_last(results, split)
+        _, after = first_and_best(results, split, best)
         table: dict[str, dict[str, Any]] = {}
         for key, value in after.items():
             label, slash, name = key.rpartition("/")

@@ -34,9 +34,27 @@ def test_truncated_examples_are_counted():
 
 def test_a_digest_changes_with_the_data_and_with_nothing_else():
     data = encode(RECORDS, encode_one)
-    assert data.digest() == encode(RECORDS, encode_one).digest()
-    assert data.digest() != encode(RECORDS[1:], encode_one).digest()
-    assert data.digest() != encode(RECORDS[::-1], encode_one).digest()
+    assert data.digest == encode(RECORDS, encode_one).digest
+    assert data.digest != encode(RECORDS[1:], encode_one).digest
+    assert data.digest != encode(RECORDS[::-1], encode_one).digest
+
+
+def one_field(name, value):
+    """A data set of one window with one per-example field."""
+    window = Features(
+        tokens={"tokens": np.array([7])}, example={name: value}, host={"index": 0}
+    )
+    return encode([{}], lambda record, index: [window])
+
+
+def test_a_digest_changes_with_a_name_a_dtype_or_a_shape_of_equal_bytes():
+    digests = {
+        one_field("label", np.zeros(2, np.int32)).digest,
+        one_field("other", np.zeros(2, np.int32)).digest,
+        one_field("label", np.zeros(2, np.float32)).digest,
+        one_field("label", np.zeros((1, 2), np.int32)).digest,
+    }
+    assert len(digests) == 4
 
 
 def test_no_records_make_an_empty_data_set():

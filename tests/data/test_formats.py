@@ -1,3 +1,4 @@
+import csv
 import json
 from collections import Counter
 from pathlib import Path
@@ -162,6 +163,14 @@ def test_an_unsound_jsonl_line_is_refused(tmp_path, text, problem):
 
 
 # CSV and TSV
+
+
+def test_reading_csv_leaves_the_limit_of_the_process_as_it_was(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "a" * 200_000 + ",x\nb,y\n")
+    before = csv.field_size_limit()
+    for record in read(path):
+        assert csv.field_size_limit() == before and record["text"]
 
 
 def test_csv_fields_may_be_quoted_over_lines(tmp_path):

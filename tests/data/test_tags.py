@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from jaxlm.core.errors import UserError
-from jaxlm.data.tags import detect, normalise, spans
+from jaxlm.data.tags import normalise, spans
 
 TYPES = st.sampled_from(["PER", "ORG", "creative-work"])
 IOB2_LABELS = st.one_of(
@@ -51,7 +51,6 @@ def test_inside_after_another_type_starts_an_entity():
 @pytest.mark.parametrize("told", [True, False])
 def test_every_scheme_becomes_iob2(scheme, written, told):
     expected = [["B-A", "I-A", "B-A", "O", "B-B"]]
-    assert detect([written]) == scheme
     assert normalise([written], scheme if told else "auto") == expected
 
 
@@ -61,7 +60,6 @@ def test_bmes_becomes_iob2():
 
 @pytest.mark.parametrize("written", [["I-A", "I-A", "O", "I-B"], ["A", "A", "O", "B"]])
 def test_io_merges_neighbours_of_one_type(written):
-    assert detect([written]) == "io"
     assert normalise([written]) == [["B-A", "I-A", "O", "B-B"]]
 
 
@@ -74,12 +72,6 @@ def test_prefixes_without_types_get_a_type():
 
 def test_bare_types_may_hold_a_hyphen():
     assert normalise([["creative-work", "O"]]) == [["B-creative-work", "O"]]
-
-
-def test_detection_sees_the_whole_data_set():
-    iob1_so_far = [["I-A", "B-A"]]
-    assert detect(iob1_so_far) == "iob1"
-    assert detect([*iob1_so_far, ["O", "B-A"]]) == "iob2"
 
 
 def test_a_set_with_no_entities_is_kept():

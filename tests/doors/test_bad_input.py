@@ -12,6 +12,7 @@ from jaxlm.models.pretrained import BUILT_IN
 from tests.doors.conftest import NER, ROOT, SHARED
 
 TINY = f"--config={ROOT}/configs/ner.py:tiny"
+ALONE = ("--config.data.validation=", "--config.data.test=")
 
 
 @pytest.fixture
@@ -20,7 +21,8 @@ def train(call, tmp_path):
 
     def train(*overrides):
         workdir = tmp_path / "work"
-        return call("main", TINY, *SHARED, *overrides, f"--workdir={workdir}").error
+        start = [TINY, *SHARED, *ALONE, *overrides, f"--workdir={workdir}"]
+        return call("main", *start).error
 
     return train
 
@@ -48,6 +50,14 @@ def test_an_unsound_data_file_is_named_with_its_line(
     path.write_bytes(content)
     error = train(f"--config.data.train={path}")
     assert str(tmp_path / where) in error and reason in error
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_own_training_data_is_not_scored_on_the_sample_unasked(train, split):
+    sample = f"--config.data.{split}=sample:ner[:9]"
+    error = train("--config.data.train=own.conll", sample)
+    assert f"config.data.{split}: still sample:ner[:9]" in error
+    assert "own.conll" in error and "'' for none" in error
 
 
 def test_an_unknown_label_in_validation_is_named(train, tmp_path):

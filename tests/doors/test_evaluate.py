@@ -13,7 +13,7 @@ import pytest
 import seqeval.metrics
 import sklearn.metrics
 
-from jaxlm.experiment.runs import Run, source_name
+from jaxlm.experiment.runs import Run, result_name, source_name
 from jaxlm.train.records import read_status
 from tests.doors.conftest import NER, ROOT, SHARED, STEPS
 
@@ -155,7 +155,7 @@ def test_any_other_data_is_scored_under_a_name_of_its_own(ner_run, call, tmp_pat
     path.write_text('{"tokens": ["Ada", "left"], "labels": ["B-PER", "O"]}\n')
     assert call("evaluate", f"--workdir={ner_run}", f"--data={path}").code == 0
     name = source_name(str(path))
-    assert name.endswith("mine.jsonl")
+    assert "mine.jsonl" in name
     (step,) = [int(p.stem.rpartition("-")[2]) for p in
                (ner_run / "results").glob(f"{name}-*[0-9].json")]  # fmt: skip
     assert results(ner_run, f"{name}-{step}")["split"] == name
@@ -167,17 +167,61 @@ def test_a_split_of_other_data_is_scored_under_its_own_name(ner_run, call):
     assert call("evaluate", f"--workdir={ner_run}", data, "--step=60").code == 0
     asked = call("evaluate", f"--workdir={ner_run}", data, "--step=60", "--split=train")
     assert asked.code == 0
-    assert results(ner_run, "sample-ner-60")["examples"] == 100
-    assert results(ner_run, "sample-ner-train-60")["examples"] == 400
+    name = source_name("sample:ner")
+    assert results(ner_run, f"{name}-60")["examples"] == 100
+    assert results(ner_run, f"{name}-train-60")["examples"] == 400
+
+
+def test_other_data_is_read_by_flags_of_its_own(ner_run, call, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text('{"words": ["Ada", "left"], "marks": ["U-PER", "O"]}\n')
+    reading = ["--format=jsonl", "--columns=tokens=words,labels=marks"]
+    data = [f"--workdir={ner_run}", f"--data={path}", "--step=60"]
+    assert call("evaluate", *data, *reading, "--scheme=bioes").code == 0
+    name = f"{source_name(str(path))}-60"
+    assert predictions(ner_run, name)[0]["labels"] == ["B-PER", "O"]
+    assert "'U-PER'" in call("evaluate", *data, *reading, "--scheme=iob2").error
+
+
+def test_other_data_does_not_inherit_the_columns_of_the_run(ner_copy, call, tmp_path):
+    path = ner_copy / "config.json"
+    document = json.loads(path.read_text())
+    document["config"]["data"] |= {"format": "jsonl", "columns": "tokens=words"}
+    path.write_text(json.dumps(document))
+    (tmp_path / "a.conll").write_text("Ada B-PER\n\nsleeps O\n")
+    data = f"--data={tmp_path / 'a.conll'}"
+    assert call("evaluate", f"--workdir={ner_copy}", data, "--step=60").code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--columns=tokens=words"], "--columns describes --data, which is missing"),
+        (["--data=a.conll", "--format=xml"], "'xml'"),
+        (["--data=a.conll", "--scheme=bilou"], "'bilou'"),
+    ],
+)
+def test_a_mistaken_reading_of_other_data_is_one_line(ner_run, call, flags, reason):
+    assert reason in call("evaluate", f"--workdir={ner_run}", *flags).error
 
 
 def test_names_of_sources_are_file_names_that_do_not_collide():
-    assert source_name("../data/x.conll") == "data-x.conll"
-    assert source_name("sample:ner:test") == "sample-ner-test"
+    assert source_name("x.conll") == "x.conll"
+    assert source_name("sample:ner:test").startswith("sample-ner-test-")
+    assert source_name("../data/x.conll") != source_name("data/x.conll")
+    assert source_name("data/x.conll") != source_name("data-x.conll")
     assert source_name("a[:9]") != source_name("a[9:]")
     assert source_name("test") not in ("test", "validation", "train")
     assert len(source_name("a/" * 500)) < 100
     assert "/" not in source_name("../../*.jsonl")
+
+
+def test_an_evaluation_is_named_by_its_data_and_the_split_that_was_asked_for():
+    assert result_name(None, None) == result_name(None, "test") == "test"
+    assert result_name("x.conll", None) == "x.conll"
+    assert result_name("x.conll", "train") == "x.conll-train"
+    assert result_name("x.conll-train", None) != "x.conll-train"
+    assert result_name([{"tokens": ["a"]}], "train") == "records"
 
 
 def test_every_word_counts_once_however_long_the_sentence(ner_run, call, tmp_path):
@@ -234,7 +278,7 @@ def live(tmp_path):
             text=True,
         )
         started.append(process)
-        while not (workdir / "config.json").exists():
+        while not (workdir / "data.json").exists():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
         return workdir, process
@@ -260,6 +304,19 @@ def test_watch_scores_every_checkpoint_of_a_live_run_and_ends_with_it(live):
     assert process.wait(60) == 0
 
 
+def test_watch_lives_with_a_run_that_deletes_as_it_goes(live):
+    workdir, process = live(
+        "--config.checkpoint.every_steps=2",
+        "--config.checkpoint.keep_last=1",
+        "--config.checkpoint.keep_best=0",
+    )
+    run = Run(workdir, say=lambda _: None)
+    watched = run.watch(run.dataset("test"), "watched", every_seconds=0.0)
+    seen = [step for step, _ in watched]
+    assert seen == sorted(set(seen)) and seen[-1] == 160
+    assert process.wait(60) == 0
+
+
 def test_watch_ends_with_a_run_that_was_killed(live):
     workdir, process = live(
         "--config.train.steps=100000", "--config.evaluate.every_steps=50"
@@ -278,7 +335,8 @@ def test_watch_skips_what_it_has_done(ner_copy, call):
     data = "--data=sample:ner:train[:8]"
     first = call("evaluate", f"--workdir={ner_copy}", "--watch", data)
     assert steps(first) == list(STEPS)
-    path = next((ner_copy / "results").glob("sample-ner-train-8-*-120.json"))
+    name = source_name("sample:ner:train[:8]")
+    path = ner_copy / "results" / f"{name}-120.json"
     path.unlink()
     again = call("evaluate", f"--workdir={ner_copy}", "--watch", data)
     assert steps(again) == [120]

@@ -87,6 +87,25 @@ def test_a_mistake_in_training_is_one_line(call, tmp_path, arguments, reason):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_start_says_each_source_and_counts_an_example_of_two_windows_once(
+    call, tmp_path
+):
+    path = tmp_path / "long.jsonl"
+    words = ["Ada", *["sleeps"] * 11]
+    line = json.dumps({"tokens": words, "labels": ["B-PER", *["O"] * 11]})
+    path.write_text(f"{line}\n" * 4)
+    answer = call(
+        "main", TINY, *SHARED, f"--workdir={tmp_path / 'run'}",
+        f"--config.data.train={path}", f"--config.data.validation={path}[:2]",
+        "--config.data.test=", "--config.data.max_length=12", "--config.train.steps=1",
+        "--config.evaluate.every_steps=1",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert f"train      {path}: 4 examples" in answer.out
+    assert f"validation {path}[:2]: 2 examples" in answer.out
+    assert "examples_per_step 4.0" in answer.out
+
+
 @pytest.mark.parametrize("door", ["evaluate", "predict"])
 @pytest.mark.parametrize(
     ("arguments", "reason"),

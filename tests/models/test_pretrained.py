@@ -154,6 +154,12 @@ def test_all_bad_names_are_listed_in_one_message(save, open_model):
     assert misshapen == f"misshapen: {UP} [25, 16] (config.json asks for [24, 16])"
 
 
+def test_a_missing_pooler_is_refused_with_what_to_do(save, open_model):
+    tensors = {k: v for k, v in their_weights().items() if not k.startswith("pooler.")}
+    with pytest.raises(UserError, match="config.task.pooling=mean needs no pooler"):
+        open_model(save(tensors), pooler=True)
+
+
 def test_one_weight_under_two_spellings_is_refused(save, open_model):
     tensors = their_weights()
     tensors["bert.embeddings.LayerNorm.gamma"] = np.zeros(16, np.float32)

@@ -1,7 +1,10 @@
 """Checkpoints: which are kept, which is best, and what damage does to them."""
 
+import errno
 import gc
+import resource
 import shutil
+import threading
 import warnings
 
 import jax
@@ -133,9 +136,8 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     with opened(tmp_path) as checkpoints:
         assert equal(checkpoints.restore(2, abstract_of()), state_of(2))
         abstract = abstract_of()
-        trainable, frozen = checkpoints.restore_params(1, abstract.trainable, {})
-        assert equal(trainable, state_of(1).trainable)
-        assert frozen == {}
+        params = checkpoints.restore_params(1, abstract.trainable)
+        assert equal(params, state_of(1).trainable)
 
 
 def test_a_state_comes_back_on_another_mesh(tmp_path):
@@ -231,13 +233,9 @@ def test_arrays_swapped_between_checkpoints_are_noticed(two, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(two, folder)
     with opened(folder) as checkpoints:
-        whole = checkpoints._load(
-            2, {"params": {"trainable": abstract_of().trainable, "frozen": {}}}
-        )
-        found = checkpoints._fingerprints(whole["params"])
-        wrong = checkpoints._fingerprints(
-            {"trainable": state_of(1).trainable, "frozen": {}}
-        )
+        params = checkpoints.restore_params(2, abstract_of().trainable)
+        found = checkpoints._fingerprints(params)
+        wrong = checkpoints._fingerprints(state_of(1).trainable)
         assert not equal(found, wrong)
 
 
@@ -252,13 +250,136 @@ def test_a_best_checkpoint_whose_score_rotted_is_not_the_best(tmp_path):
     assert "its metrics changed on disk" in said[0]
 
 
-def test_a_reader_says_in_a_line_that_metrics_rotted_and_moves_nothing(tmp_path):
+def test_a_reader_leaves_out_rotten_metrics_with_a_word_and_moves_nothing(tmp_path):
+    save_all(tmp_path, [0.5, 0.6])
+    path = tmp_path / "checkpoints" / "2" / "metrics" / "metrics"
+    for rotten in ("", path.read_text().replace("0.6", "0.7")):
+        path.write_text(rotten)
+        said = []
+        with opened(tmp_path, clean=False, say=said.append) as checkpoints:
+            assert checkpoints.steps() == [1] and checkpoints.best() == 1
+            checkpoints.reload()
+            assert choose(checkpoints, "all") == [1]
+            with pytest.raises(UserError, match="2: is damaged .its metrics"):
+                choose(checkpoints, "2")
+        assert len(said) == 1 and "checkpoint 2 is left out" in said[0]
+        assert path.exists()
+
+
+def test_a_reader_of_one_checkpoint_whose_metrics_rotted_is_told(tmp_path, capsys):
     save_all(tmp_path, [0.5])
-    path = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
-    path.write_text("")
-    with pytest.raises(UserError, match="its metrics are not JSON"):
-        opened(tmp_path, clean=False)
-    assert path.exists()
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
+    with opened(tmp_path, clean=False) as checkpoints:
+        with pytest.raises(UserError, match="its metrics are not JSON"):
+            choose(checkpoints, "best")
+    assert "checkpoint 1 is left out" in capsys.readouterr().err
+
+
+def test_what_is_frozen_comes_back_apart_and_is_read_as_one_tree(tmp_path):
+    def halved(state):
+        trainable = {"head": state.trainable["head"], "layer": {}}
+        trainable["layer"]["bias"] = state.trainable["layer"]["bias"]
+        frozen = {"layer": {"kernel": state.trainable["layer"]["kernel"]}}
+        return state._replace(trainable=trainable, frozen=frozen)
+
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(halved(state_of(1)))
+        checkpoints.wait()
+        found = checkpoints.restore(1, halved(abstract_of()))
+        params = checkpoints.restore_params(1, abstract_of().trainable)
+    assert equal(found, halved(state_of(1)))
+    assert equal(params, state_of(1).trainable)
+
+
+def wider(leaf):
+    shape = (*leaf.shape[:-1], 16) if leaf.ndim else leaf.shape
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def narrower(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float16, sharding=leaf.sharding)
+
+
+@pytest.mark.parametrize("change", [wider, narrower, lambda leaf: {"new": leaf}])
+def test_another_layout_is_refused_and_nothing_moved(two, tmp_path, change):
+    folder = tmp_path / "run"
+    shutil.copytree(two, folder)
+    abstract = abstract_of()
+    abstract = abstract._replace(trainable=jax.tree.map(change, abstract.trainable))
+    said = []
+    with opened(folder) as checkpoints:
+        with pytest.raises(UserError, match="another version or layout"):
+            checkpoints.restore_latest(abstract, said.append)
+        assert checkpoints.steps() == [1, 2]
+    assert said == [] and not (folder / "damaged").exists()
+
+
+TROUBLES = [
+    OSError(errno.EMFILE, "Too many open files"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    OSError(errno.EIO, "Input/output error"),
+    ValueError("PERMISSION_DENIED: Error opening: [OS error 13: EACCES denied]"),
+    ValueError("UNKNOWN: Error reading: [OS error 5: EIO Input/output error]"),
+    ValueError("RESOURCE_EXHAUSTED: no memory"),
+]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=str)
+def test_trouble_of_the_machine_moves_nothing(two, tmp_path, monkeypatch, trouble):
+    folder = tmp_path / "run"
+    shutil.copytree(two, folder)
+
+    def failing(*_):
+        raise KeyError("no handler") from trouble
+
+    with opened(folder) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "load_checkpointables", failing)
+        with pytest.raises(UserError, match="nothing was moved"):
+            checkpoints.restore_latest(abstract_of(), lambda _: None)
+        assert checkpoints.steps() == [1, 2]
+    assert not (folder / "damaged").exists()
+
+
+def test_too_many_open_files_are_not_damage(two, tmp_path):
+    """The real thing: no file can be opened any more."""
+    folder = tmp_path / "run"
+    shutil.copytree(two, folder)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with opened(folder) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            with pytest.raises(UserError, match="Too many open files"):
+                checkpoints.restore_latest(abstract_of(), lambda _: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert int(checkpoints.restore_latest(abstract_of(), print).step) == 2
+    assert not (folder / "damaged").exists()
+
+
+def test_a_reader_lives_with_checkpoints_that_are_deleted_under_it(two, tmp_path):
+    """A thread makes and deletes checkpoints as fast as it can."""
+    folder, ended = tmp_path / "run", threading.Event()
+    shutil.copytree(two, folder)
+
+    def churn():
+        step = 3
+        while not ended.is_set():
+            shutil.copytree(two / "checkpoints" / "2", folder / "new" / str(step))
+            (folder / "new" / str(step)).rename(folder / "checkpoints" / str(step))
+            shutil.rmtree(folder / "checkpoints" / str(step))
+            step += 1
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(10):
+            with opened(folder, clean=False) as checkpoints:
+                for _ in range(20):
+                    checkpoints.reload()
+                    assert checkpoints.steps()[:2] == [1, 2]
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_checkpoints_that_are_all_damaged_are_refused_and_kept(tmp_path):
@@ -277,11 +398,12 @@ def test_checkpoints_that_are_all_damaged_are_refused_and_kept(tmp_path):
 
 def test_a_step_that_was_set_aside_can_be_saved_again(tmp_path):
     save_all(tmp_path, [0.5, 0.6])
-    for _ in range(2):  # the second time, damaged/2 is there already
+    for aside in ("2", "2-2"):  # the second time, damaged/2 is there already
         (tmp_path / "checkpoints" / "2" / "params" / "_METADATA").unlink()
         with opened(tmp_path) as checkpoints:
             state = checkpoints.restore_latest(abstract_of(), lambda _: None)
             assert int(state.step) == 1
+            assert (tmp_path / "damaged" / aside).is_dir()
             checkpoints.save(state_of(2), {"f1": 0.6})
         with opened(tmp_path) as checkpoints:
             assert checkpoints.steps() == [1, 2]

@@ -135,7 +135,10 @@ def loss_of(number):
 class Running:
     """``fit`` over fakes, and what came of it."""
 
-    def __init__(self, folder, step=loss_of, start=0, stop_at=None, plan=None):
+    def __init__(
+        self, folder, step=loss_of, start=0, stop_at=None, plan=None, **options
+    ):
+        self.options = options
         self.checkpoints, self.progress = FakeCheckpoints(), FakeProgress()
         self.records, self.step, self.start = RunRecords(folder), step, start
         self.stop_at, self.due = stop_at, plan or due()
@@ -157,6 +160,7 @@ class Running:
                 progress=self.progress,
                 headline="f1",
                 stopped=lambda: self.reached == self.stop_at,
+                **self.options,
             )
 
     def _take(self, state, batch):
@@ -279,3 +283,21 @@ def test_a_lap_without_a_step_has_no_speed():
     assert clock.lap() is None
     clock.count(5)
     assert clock.lap() > 0
+
+
+def test_seconds_go_on_from_those_of_before(tmp_path):
+    run = Running(tmp_path, start=4, elapsed=100.0)
+    run.fit()
+    assert all(100.0 <= line["seconds"] < 110.0 for line in run.lines().values())
+
+
+def test_only_the_first_scores_are_checked_once_they_are_saved(tmp_path):
+    seen = []
+
+    def check(scores):
+        seen.append((dict(scores), dict(run.checkpoints.saved)))
+
+    run = Running(tmp_path, check=check)
+    run.fit()
+    scores = {"f1": 0.4, "loss": 1.0}
+    assert seen == [(scores, {4: scores})]

@@ -122,8 +122,12 @@ def test_a_whole_last_line_without_its_line_end_is_kept(tmp_path):
     assert steps(records) == [1, 2]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nbroken\n{"step": 2}\n')
+@pytest.mark.parametrize(
+    "broken", ["broken", "[]", "3", '{"step": 1}', '{"step": "1", "split": "train"}']
+)
+def test_a_broken_line_in_the_middle_is_named(tmp_path, broken):
+    whole = '{"step": 1, "split": "train"}\n'
+    (tmp_path / "metrics.jsonl").write_text(f"{whole}{broken}\n{whole}")
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: "):
         read_metrics(tmp_path)
 
@@ -195,3 +199,29 @@ def test_reporting_imports_neither_jax_nor_torch():
     )
     run = [sys.executable, "-c", code]
     assert subprocess.run(run, capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"state": 3, "step": 1}', '{"state": "running", "step": "x"}']
+)
+def test_a_status_of_another_shape_is_one_line(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    with pytest.raises(UserError, match=r"status\.json: "):
+        read_status(tmp_path)
+
+
+def test_a_result_of_another_shape_is_one_line(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "test-5.json").write_text("[]")
+    with pytest.raises(UserError, match=r"test-5\.json: is not a JSON object"):
+        read_results(tmp_path)
+
+
+def test_records_of_a_further_process_write_nothing(tmp_path):
+    with RunRecords(tmp_path, enabled=False) as records:
+        records.append(1, "train", loss=1.0)
+        records.rewind(0)
+        records.write_results("test", 1, {"f1": 0.5, "confusion": {"labels": []}})
+        records.write_predictions("test", 1, [{"id": "1"}])
+        records.write_status("running", 1, 2)
+    assert list(tmp_path.iterdir()) == []

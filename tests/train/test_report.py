@@ -95,6 +95,23 @@ def test_final_scores_stand_beside_those_of_step_0(records):
         assert shown in text
 
 
+def test_the_best_checkpoint_is_shown_and_not_the_last_that_was_scored(records):
+    fill(records)
+    worse = {"labels": ["PER", "LOC"], "matrix": [[1, 8], [8, 1]]}
+    scores = {"f1": 0.1111, "PER/f1": 0.2222, "confusion": worse}
+    records.write_results("test", 90, scores)
+    records.write_status("finished", 90, 90, best=50)
+    text = report(records).text
+    assert "0.1111" not in text and "0.2222" not in text and "0.7321" in text
+    assert "By label, test at step 50" in text and "Confusion, test at step 50" in text
+
+
+def test_a_best_checkpoint_that_was_never_scored_leaves_the_last_result(records):
+    fill(records)
+    records.write_status("finished", 50, 50, best=20)
+    assert "Confusion, test at step 50" in report(records).text
+
+
 def test_curves_are_drawings_with_title_and_description(records):
     fill(records)
     page = report(records)

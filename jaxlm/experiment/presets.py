@@ -1,0 +1,48 @@
+"""What ``configs/`` and ``jaxlm.api`` start from; here, as no wheel holds ``configs/``.
+
+Free of jax.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.core.config import to_config_dict
+from jaxlm.experiment.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+STARTS = {
+    "token_classification": ("sample:ner", 12, 3e-4),
+    "text_classification": ("sample:topics", 10, 2e-4),
+}
+"""By task: the sample corpus, and the epochs and learning rate that suit it."""
+
+
+def start(task: str) -> ConfigDict:
+    """The defaults of a task: a pretrained model on the sample corpus.
+
+    Rows hold about five sentences each, so 4 rows are a batch of 20.
+    """
+    sample, epochs, rate = STARTS[task]
+    config: Any = to_config_dict(ExperimentConfig)
+    config.task.name = task
+    config.data.train = config.data.validation = config.data.test = sample
+    config.train.epochs = epochs
+    config.train.batch_size = 4
+    config.optimizer.learning_rate = rate
+    return config
+
+
+def tiny(config: Any) -> None:
+    """A very small random model on a piece of the sample: seconds, to the end."""
+    sample, _, _ = STARTS[config.task.name]
+    config.model.pretrained = "random:tiny"
+    config.data.train = f"{sample}[:64]"
+    config.data.validation = config.data.test = f"{sample}[:32]"
+    config.data.max_length = 64
+    config.model.dropout = 0.0
+    config.train.epochs = 20
+    config.evaluate.every_epochs = 5
+    config.optimizer.learning_rate = 1e-3
