@@ -265,7 +265,7 @@ def test_bookkeeping_may_change_when_a_run_goes_on(tmp_path):
         "train__steps": 1,
         "mesh__data": 8,
         "model__scan": True,
-        "model__remat": True,
+        "model__remat": "block",
         "checkpoint__keep_last": 1,
         "data__workers": 1,
         "train__log_every_steps": 5,
