@@ -22,7 +22,7 @@ import numpy as np
 from jaxlm.core.errors import UserError
 
 CHECKSUM = "checksum"
-SETTLE_TRIES, SETTLE_SECONDS = 10, 0.05
+SETTLE_SECONDS = 0.2
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system that the files themselves are to blame for."""
 STATUS = re.compile(r"\b(?:RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE)\b")
@@ -84,7 +84,7 @@ def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
     """What ``read`` gives, or in a line why it failed.
 
     When one read fails, those that Orbax had under way beside it shout by the page as
-    they end. They are given half a second to do so unheard.
+    they end. They are given a moment to do so unheard.
 
     Raises:
       MemoryError, JaxRuntimeError, Unreadable: the trouble is this machine's, not the
@@ -103,9 +103,8 @@ def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
                     f"a checkpoint cannot be read ({brief(trouble)}); nothing was moved"
                     " or deleted; mend this and start again"
                 ) from problem
-        for _ in range(SETTLE_TRIES):
-            gc.collect()
-            time.sleep(SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS)
+        gc.collect()
     return None, reason
 
 
