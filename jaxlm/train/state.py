@@ -14,7 +14,7 @@ class State(NamedTuple):
 
     ``key`` is the raw data (u32) of the dropout key that every step folds its number
     into. Nothing is kept of the data's order: it is a plan, and ``step`` is the place
-    in it. ``phase`` numbers the list of phases that the run is made of.
+    in it. ``phase`` is 0: no run has a second phase yet.
     """
 
     trainable: Params
