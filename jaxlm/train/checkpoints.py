@@ -146,10 +146,11 @@ class Checkpoints:
         return self._load(step, {PARAMS: abstract_params})[PARAMS]
 
     def restore_latest(
-        self, abstract: State, say: Callable[[str], None]
+        self, abstract: Callable[[int], State], say: Callable[[str], None]
     ) -> State | None:
         """The newest state that is whole, or None; damaged ones are reported.
 
+        ``abstract(step)`` has shapes, dtypes and shardings of the state at a step.
         A damaged checkpoint is not deleted but moved, to ``damaged/`` in the workdir.
         One of another layout is damaged where one before it is not.
 
@@ -164,7 +165,7 @@ class Checkpoints:
         state = None
         for step in reversed(self.steps()):
             try:
-                state = self.restore(step, abstract)
+                state = self.restore(step, abstract(step))
                 break
             except (Damaged, OtherLayout) as problem:
                 damaged[step] = problem

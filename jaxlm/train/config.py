@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxlm.core.schema import ConfigError, field
+from jaxlm.train.phases import parse_phases
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,15 @@ class TrainConfig:
     log_every_steps: int = field(
         10, "steps between two training lines in metrics.jsonl", minimum=1
     )
+    phases: tuple[str, ...] = field(
+        (),
+        "what is trained in turn, and for how long, as head@1epoch,"
+        "head+layers[-2:]@200steps,all; names are all, head (what the task adds) or"
+        " parts of parameters' names; the rest is frozen; empty: all, all the time",
+    )
 
     def __post_init__(self) -> None:
+        parse_phases(self.phases)
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 "train.accumulation",

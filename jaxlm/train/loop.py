@@ -39,7 +39,7 @@ class Due:
 
     def evaluation(self, step: int) -> bool:
         """Every so many steps or epochs, and at the end."""
-        if step == len(self.plan.steps):
+        if step == len(self.plan):
             return True
         if self.evaluate.every_steps is not None:
             return step % self.evaluate.every_steps == 0
@@ -119,13 +119,15 @@ def fit(
     records: RunRecords,
     progress: Progress,
     headline: str,
+    turns: Mapping[int, Callable[[State], State]] | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
     elapsed: float = 0.0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> State:
     """Train from the state's step to the end of the plan, or until ``stopped``.
 
-    ``headline`` names the validation metric that an epoch's line shows. ``check`` may
+    ``headline`` names the validation metric that an epoch's line shows. ``turns`` are
+    the steps after which a phase begins, and what makes its first state. ``check`` may
     refuse the first scores, once they are saved. ``elapsed`` is the seconds that the
     run has trained before.
 
@@ -133,17 +135,21 @@ def fit(
       Diverged: the loss became NaN or infinite; the last checkpoint is from before.
     """
     plan, meter, clock = due.plan, Meter(), Clock(loader, elapsed)
-    number = first = int(state.step)
+    number, turns = int(state.step), turns or {}
+    clock.pause()
     for planned, batch in loader.iterate(number):
+        if number in turns:  # a phase begins
+            meter.fetch()
+            clock.pause()
+            state = turns[number](state)
         state, figures = step(state, batch)
         number += 1
         meter.add(number, figures)
-        clock.count(
-            sum(loader.windows[index].length for row in planned.rows for index in row)
-        )
-        if number == first + 1:
-            meter.fetch()  # compiling is not training: the clock begins behind it
-            clock.restart()
+        if clock.paused:  # compiling is not training
+            meter.fetch()
+            clock.resume()
+        else:
+            clock.count(planned.tokens)
         stop = stopped()
         if not (due.log(number) or stop):
             progress.update(number, epoch=plan.epoch(number))
@@ -170,6 +176,7 @@ def fit(
             input_wait=clock.input_wait,
             epoch=round(plan.epoch(number), 4),
             seconds=round(clock.elapsed, 3),
+            **({"phase": int(state.phase) + 1} if turns else {}),
         )
         scores = evaluate(state) if due.evaluation(number) else None
         if due.save(number):
@@ -187,7 +194,7 @@ def fit(
                 **{k: v for k, v in meter.means("epoch").items() if k in SHOWN},
             )
         if due.save(number):
-            records.write_status("running", number, len(plan.steps))
+            records.write_status("running", number, len(plan))
         clock.restart()
         if stop:
             checkpoints.save(state)
@@ -205,12 +212,29 @@ class Clock:
     def __init__(self, loader: Loader, elapsed: float = 0.0):
         self.loader = loader
         self.elapsed, self.input_wait = elapsed, 0.0
+        self._paused: tuple[float, float] | None = None
         self.restart()
 
     def restart(self) -> None:
         """Begin a lap now."""
         self._began, self._lap_tokens = time.perf_counter(), 0
         self._waited = self.loader.wait_seconds
+
+    @property
+    def paused(self) -> bool:
+        """Whether what happens now is left out of the lap."""
+        return self._paused is not None
+
+    def pause(self) -> None:
+        """Leave out what happens from now on."""
+        self._paused = self._paused or (time.perf_counter(), self.loader.wait_seconds)
+
+    def resume(self) -> None:
+        """Go on with the lap where ``pause`` left it."""
+        began, waited = self._paused or (0.0, 0.0)
+        self._began += time.perf_counter() - began
+        self._waited += self.loader.wait_seconds - waited
+        self._paused = None
 
     def count(self, tokens: int) -> None:
         """Real tokens of a dispatched step."""

@@ -57,3 +57,14 @@ def optimizer_shardings(
         shardings,
         transform_non_params=lambda _: otherwise,
     )
+
+
+def with_schedule_at(state: Any, step: jax.Array) -> Any:
+    """A new optimizer state whose learning rate is that of ``step`` i32[]."""
+
+    def is_schedule(path: Any, _: Any) -> bool:
+        return any(
+            getattr(part, "tuple_name", None) == "ScaleByScheduleState" for part in path
+        )
+
+    return optax.tree.set(state, is_schedule, count=step)

@@ -37,7 +37,7 @@ def collected():
 
 
 def mesh_of(**sizes):
-    return make_mesh({"data": 1, **sizes})[0]
+    return make_mesh({"data": 1, "fsdp": 1, "tensor": 1, **sizes})[0]
 
 
 def state_of(step, mesh=None):
@@ -213,7 +213,7 @@ def test_no_damaged_file_gives_a_wrong_state(two, tmp_path, damage):
         (folder / name).write_bytes(damage(data))
         said = []
         with opened(folder) as checkpoints:
-            found = checkpoints.restore_latest(abstract, said.append)
+            found = checkpoints.restore_latest(lambda _: abstract, said.append)
             assert checkpoints.best() == int(found.step), name
         assert equal(found, state_of(int(found.step))), name
         if int(found.step) == 1:
@@ -246,7 +246,10 @@ def test_a_best_checkpoint_whose_score_rotted_is_not_the_best(tmp_path):
     said = []
     with opened(tmp_path) as checkpoints:
         assert checkpoints.best() == 2
-        assert int(checkpoints.restore_latest(abstract_of(), said.append).step) == 2
+        assert (
+            int(checkpoints.restore_latest(lambda _: abstract_of(), said.append).step)
+            == 2
+        )
     assert "its metrics changed on disk" in said[0]
 
 
@@ -309,7 +312,7 @@ def test_another_layout_is_refused_and_nothing_moved(two, tmp_path, change):
     said = []
     with opened(folder) as checkpoints:
         with pytest.raises(UserError, match="another version or layout"):
-            checkpoints.restore_latest(abstract, said.append)
+            checkpoints.restore_latest(lambda _: abstract, said.append)
         assert checkpoints.steps() == [1, 2]
     assert said == [] and not (folder / "damaged").exists()
 
@@ -335,7 +338,7 @@ def test_trouble_of_the_machine_moves_nothing(two, tmp_path, monkeypatch, troubl
     with opened(folder) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "load_checkpointables", failing)
         with pytest.raises(UserError, match="nothing was moved"):
-            checkpoints.restore_latest(abstract_of(), lambda _: None)
+            checkpoints.restore_latest(lambda _: abstract_of(), lambda _: None)
         assert checkpoints.steps() == [1, 2]
     assert not (folder / "damaged").exists()
 
@@ -349,10 +352,10 @@ def test_too_many_open_files_are_not_damage(two, tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
         try:
             with pytest.raises(UserError, match="Too many open files"):
-                checkpoints.restore_latest(abstract_of(), lambda _: None)
+                checkpoints.restore_latest(lambda _: abstract_of(), lambda _: None)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        assert int(checkpoints.restore_latest(abstract_of(), print).step) == 2
+        assert int(checkpoints.restore_latest(lambda _: abstract_of(), print).step) == 2
     assert not (folder / "damaged").exists()
 
 
@@ -389,9 +392,9 @@ def test_checkpoints_that_are_all_damaged_are_refused_and_kept(tmp_path):
     said = []
     with opened(tmp_path) as checkpoints:
         with pytest.raises(UserError, match="every checkpoint was damaged"):
-            checkpoints.restore_latest(abstract_of(), said.append)
+            checkpoints.restore_latest(lambda _: abstract_of(), said.append)
         assert checkpoints.steps() == []
-        assert checkpoints.restore_latest(abstract_of(), said.append) is None
+        assert checkpoints.restore_latest(lambda _: abstract_of(), said.append) is None
     assert len(said) == 2
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["1", "2"]
 
@@ -401,7 +404,7 @@ def test_a_step_that_was_set_aside_can_be_saved_again(tmp_path):
     for aside in ("2", "2-2"):  # the second time, damaged/2 is there already
         (tmp_path / "checkpoints" / "2" / "params" / "_METADATA").unlink()
         with opened(tmp_path) as checkpoints:
-            state = checkpoints.restore_latest(abstract_of(), lambda _: None)
+            state = checkpoints.restore_latest(lambda _: abstract_of(), lambda _: None)
             assert int(state.step) == 1
             assert (tmp_path / "damaged" / aside).is_dir()
             checkpoints.save(state_of(2), {"f1": 0.6})
@@ -424,7 +427,7 @@ def test_what_a_killed_save_left_is_ignored_and_removed(two, tmp_path):
     half = half_written(folder, "3.orbax-checkpoint-tmp")
     with opened(folder) as checkpoints:
         assert checkpoints.steps() == [1, 2]
-        state = checkpoints.restore_latest(abstract_of(), lambda _: None)
+        state = checkpoints.restore_latest(lambda _: abstract_of(), lambda _: None)
         assert int(state.step) == 2
         checkpoints.save(state_of(3))
         checkpoints.wait()
@@ -447,7 +450,7 @@ def test_a_directory_that_is_half_there_is_set_aside(two, tmp_path):
     half_written(folder, "3")
     said = []
     with opened(folder) as checkpoints:
-        state = checkpoints.restore_latest(abstract_of(), said.append)
+        state = checkpoints.restore_latest(lambda _: abstract_of(), said.append)
         assert int(state.step) == 2
         assert checkpoints.steps() == [1, 2]
     assert "checkpoint 3 is damaged" in said[0]

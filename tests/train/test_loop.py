@@ -1,21 +1,30 @@
 """The training loop: what is due when, what the figures say, how it ends."""
 
 import json
-from collections import namedtuple
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlm.core.types import LossSum
-from jaxlm.data.plan import PlannedStep, RunPlan
+from jaxlm.data.lengths import Table
+from jaxlm.data.plan import plan_run
 from jaxlm.train.config import CheckpointConfig, EvaluateConfig
 from jaxlm.train.loop import Clock, Diverged, Due, Meter, fit
 from jaxlm.train.records import RunRecords
 from jaxlm.train.state import State
 
-Window = namedtuple("Window", "length")
 STEPS = 10
-PLAN = RunPlan((PlannedStep(8, ((0,), (1,))),) * STEPS, (4, 8, 10))
+PLAN = plan_run(
+    Table(np.array([5, 3] * 4), np.arange(8), truncated=0),
+    epochs=3,
+    steps=STEPS,
+    batch_size=2,
+    max_length=8,
+    packing=False,
+    seed=0,
+)
+"""Epochs of four steps of two windows each; the last one is cut short."""
 
 
 def due(evaluate=None, checkpoint=None, log=3, plan=PLAN):
@@ -97,12 +106,11 @@ def test_a_meter_without_steps_has_no_means():
 
 
 class FakeLoader:
-    windows = (Window(5), Window(3))
     wait_seconds = 0.0
 
     def iterate(self, start=0):
-        for step in PLAN.steps[start:]:
-            yield step, {}
+        for number in range(start, STEPS):
+            yield PLAN[number], {}
 
 
 class FakeCheckpoints:

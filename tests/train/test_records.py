@@ -140,6 +140,14 @@ def test_status_is_read_back_with_process_and_time(records, tmp_path):
     assert {"pid", "host", "updated"} <= status.keys()
 
 
+def test_facts_of_a_run_stand_in_every_status(tmp_path):
+    facts = {"examples_per_step": 3.5}
+    with RunRecords(tmp_path, facts=facts) as records:
+        for state in ("running", "failed"):
+            records.write_status(state, 12, 125, reason="loss is NaN")
+            assert read_status(tmp_path)["examples_per_step"] == 3.5
+
+
 def test_a_run_that_has_not_begun_has_no_status(tmp_path):
     assert read_status(tmp_path) is None
 
