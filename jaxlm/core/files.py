@@ -13,7 +13,12 @@ from jaxlm.core.errors import UserError
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a UTF-8 file so that a reader sees the old content or the new, never half.
+    """`atomic_write_bytes` of a text in UTF-8."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never half.
 
     Missing parent folders are made. A write that fails leaves the old file as it was.
     """
@@ -22,8 +27,8 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     # Not tempfile.mkstemp: its mode 0600 would hide a shared run from its readers.
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     try:
-        with open(temporary, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -101,7 +106,10 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
 
 
 def cache_directory() -> Path:
-    """Downloads: $JAXLM_CACHE, else $XDG_CACHE_HOME/jaxlm, else ~/.cache/jaxlm."""
+    """$JAXLM_CACHE, else $XDG_CACHE_HOME/jaxlm, else ~/.cache/jaxlm.
+
+    Downloads and tables of lengths: all of it can be made again.
+    """
     if own := os.environ.get("JAXLM_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):

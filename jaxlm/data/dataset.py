@@ -1,62 +1,171 @@
-"""A data set as the trainer sees it: records, their windows, and their lengths."""
+"""A data set as the trainer sees it: records, a table of lengths, and windows.
+
+Windows are made when they are asked for, so that a process encodes the rows that it
+trains on and no others, once the table is known.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
+from jaxlm.core.errors import UserError
 from jaxlm.core.types import Features, Record
+from jaxlm.data.lengths import Table, cache_file, measure, read_table, write_table
+
+KEPT_BYTES = 512 * 2**20
+"""Memory for the encoded records of a data set: small data is encoded only once."""
+UNSEEN = ("source", "id")
+"""Fields of a record that say where it is from, not what is learned from it."""
+
+EncodeOne = Callable[[Record, int], Iterable[Features]]
 
 
-@dataclass(frozen=True)
 class Dataset:
-    """Records and the windows that they were encoded to."""
+    """Records, the table of their windows' lengths, and the windows.
 
-    records: Sequence[Record]
-    windows: Sequence[Features]
-    lengths: np.ndarray = field(repr=False)
-    truncated: int = 0
+    ``encode_one`` is the task's ``encode``; ``encoding`` names, as a digest does, how
+    it makes windows of records. ``cached`` takes the table from the cache on disk, or
+    leaves it there; else every record is encoded now.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        encode_one: EncodeOne,
+        *,
+        encoding: str = "",
+        cached: bool = False,
+    ):
+        self.records, self.encoding = records, encoding
+        encoded = Encoded(records, encode_one)
+        file = cache_file(self.content) if cached else None
+        table = read_table(file, self.content, len(records)) if file else None
+        if table is None:
+            table = measure(encoded(place) for place in range(len(records)))
+            if file:
+                write_table(file, self.content, table)
+        self.table = table
+        self.windows = Windows(encoded, table, file)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every window, i32[W]."""
+        return self.table.lengths
+
+    @property
+    def truncated(self) -> int:
+        """How many records were cut off."""
+        return self.table.truncated
 
     @property
     def tokens(self) -> int:
         """Real tokens of all windows."""
-        return int(self.lengths.sum())
+        return int(self.lengths.sum(dtype=np.int64))
 
     @cached_property
     def digest(self) -> str:
-        """A sha256 of what reaches the model: equal digests train alike."""
-        sha = hashlib.sha256(self.lengths.tobytes())
-        for window in self.windows:
-            for fields in (window.tokens, window.example):
-                for name in sorted(fields):
-                    value = np.asarray(fields[name])
-                    sha.update(f"{name} {value.dtype.str} {value.shape}".encode())
-                    sha.update(value.tobytes())
+        """A sha256 of content and lengths: equal digests are planned alike."""
+        sha = hashlib.sha256(self.content.encode())
+        sha.update(self.lengths.tobytes() + self.table.examples.tobytes())
+        return sha.hexdigest()
+
+    @cached_property
+    def content(self) -> str:
+        """A sha256 of the records and of how they become windows."""
+        sha = hashlib.sha256(f"{self.encoding}\n".encode())
+        # One encoder for all records: json.dumps makes one for each, which costs half
+        # as much again.
+        plain = json.JSONEncoder(sort_keys=True, check_circular=False, default=str)
+        for record in self.records:
+            content = {name: record[name] for name in record if name not in UNSEEN}
+            sha.update(f"{plain.encode(content)}\n".encode())
         return sha.hexdigest()
 
 
-def encode(
-    records: Sequence[Record],
-    encode_one: Callable[[Record, int], Iterable[Features]],
-) -> Dataset:
-    """Encode every record by the task's ``encode``; counts what was truncated."""
-    windows: list[Features] = []
-    truncated = 0
-    for index, record in enumerate(records):
-        mine = list(encode_one(record, index))
-        truncated += any(window.host.get("truncated") for window in mine)
-        windows.extend(mine)
-    lengths = np.array([window.length for window in windows], dtype=np.int64)
-    return Dataset(records, windows, lengths, truncated)
+class Encoded:
+    """The windows of each record, encoded when asked for, by any thread.
+
+    The newest are kept, up to ``KEPT_BYTES``.
+    """
+
+    def __init__(self, records: Sequence[Record], encode_one: EncodeOne):
+        self.records, self._encode_one = records, encode_one
+        self._kept: OrderedDict[int, tuple[list[Features], int]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, place: int) -> list[Features]:
+        """The windows of the record at a place."""
+        with self._lock:
+            kept = self._kept.get(place)
+        if kept is not None:
+            return kept[0]
+        windows = list(self._encode_one(self.records[place], place))
+        self._keep(place, windows)
+        return windows
+
+    def _keep(self, place: int, windows: list[Features]) -> None:
+        size = sum(map(bytes_of, windows))
+        with self._lock:
+            if place in self._kept:  # another thread was faster
+                return
+            self._kept[place] = (windows, size)
+            self._bytes += size
+            while self._bytes > KEPT_BYTES:
+                _, (_, freed) = self._kept.popitem(last=False)
+                self._bytes -= freed
 
 
-def by_example(windows: Sequence[Features]) -> Iterator[tuple[int, list[int]]]:
-    """The places of each example's windows, in order of examples."""
-    groups: dict[int, list[int]] = {}
-    for place, window in enumerate(windows):
-        groups.setdefault(window.host["index"], []).append(place)
-    yield from sorted(groups.items())
+def bytes_of(window: Features) -> int:
+    """About how much memory a window takes; of short ones most is not their tokens."""
+    fields = (window.tokens, window.example, window.host)
+    values = [value for group in fields for value in group.values()]
+    return sum(map(sys.getsizeof, (window, vars(window), *fields, *values)))
+
+
+class Windows(Sequence[Features]):
+    """The windows that a table lists, in its order; ``file`` is where it was kept.
+
+    Raises:
+      UserError: a record is encoded to other windows than the table says.
+    """
+
+    def __init__(self, encoded: Encoded, table: Table, file: Path | None):
+        self._encoded, self._table, self._file = encoded, table, file
+
+    def __len__(self) -> int:
+        return len(self._table.lengths)
+
+    def __iter__(self) -> Iterator[Features]:
+        # Not that of Sequence, which takes an IndexError of the task for the end.
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: int) -> Features:
+        place = range(len(self))[place]
+        example = int(self._table.examples[place])
+        start, stop = self._table.starts[example : example + 2].tolist()
+        windows = self._encoded(example)
+        if len(windows) != stop - start:
+            raise self._stale(example)
+        window = windows[place - start]
+        if window.length != self._table.lengths[place]:
+            raise self._stale(example)
+        return window
+
+    def _stale(self, example: int) -> Exception:
+        source = self._encoded.records[example].get("source", f"record {example}")
+        if self._file is None:
+            return ValueError(f"{source}: each time encoded to other windows")
+        return UserError(
+            f"{self._file}: the lengths in this file are not those that {source} has"
+            " now; delete the file"
+        )

@@ -1,12 +1,12 @@
-"""Batches ahead of the step: this process's rows of the plan, collated in threads."""
+"""Batches ahead of the step: this process's rows of the plan, made in threads."""
 
 from __future__ import annotations
 
 import collections
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -19,17 +19,18 @@ AHEAD = 2
 
 
 class Loader:
-    """Iterates over the batches of planned steps, from any step on.
+    """Iterates over the batches of a plan, from any step on.
 
-    ``place`` puts host arrays on the mesh; it runs in the worker threads, so that
-    transfers overlap with compute. ``process`` of ``processes`` reads only its own
-    rows.
+    The worker threads do all of the work, so that it overlaps with compute: they ask
+    the plan for the step and the windows for their content, and ``place`` puts host
+    arrays on the mesh. ``process`` of ``processes`` reads only its own rows; a step
+    that has none for it is padding, for which it reads the fields of the first window.
     """
 
     def __init__(
         self,
         windows: Sequence[Features],
-        steps: Sequence[PlannedStep],
+        plan: Sequence[PlannedStep],
         *,
         batch_size: int,
         segments: int,
@@ -43,48 +44,47 @@ class Loader:
             raise ValueError(
                 f"{batch_size} rows do not divide over {processes} processes"
             )
-        self.windows, self.steps = windows, steps
+        self.windows, self.plan = windows, plan
         self.local = batch_size // processes
         self.segments, self.fills, self.place = segments, fills, place
         self.workers, self.process = workers, process
         self.wait_seconds = 0.0
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.plan)
 
     def iterate(self, start: int = 0) -> Iterator[tuple[PlannedStep, Batch]]:
         """Steps and their batches from step ``start`` on; counts the wait for each."""
-        remaining = iter(self.steps[start:])
-        queue: collections.deque[tuple[PlannedStep, Future[Any]]] = collections.deque()
+        numbers = iter(range(start, len(self.plan)))
+        queue: collections.deque[Future[tuple[PlannedStep, Batch]]]
+        queue = collections.deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
             try:
                 while True:
-                    while len(queue) < AHEAD + self.workers:
-                        step = next(remaining, None)
-                        if step is None:
-                            break
-                        queue.append((step, pool.submit(self._make, step)))
+                    room = AHEAD + self.workers - len(queue)
+                    for number in itertools.islice(numbers, room):
+                        queue.append(pool.submit(self._make, number))
                     if not queue:
                         return
-                    step, future = queue.popleft()
+                    future = queue.popleft()
                     began = time.perf_counter()
-                    batch = future.result()
+                    made = future.result()
                     self.wait_seconds += time.perf_counter() - began
-                    yield step, batch
+                    yield made
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _make(self, step: PlannedStep) -> Batch:
+    def _make(self, number: int) -> tuple[PlannedStep, Batch]:
+        step = self.plan[number]
         first = self.process * self.local
         mine = step.rows[first : first + self.local]
         rows = [[self.windows[index] for index in row] for row in mine]
-        return self.place(
-            collate(
-                rows,
-                like=self.windows[0],
-                length=step.length,
-                segments=self.segments,
-                batch_size=self.local,
-                fills=self.fills,
-            )
+        arrays = collate(
+            rows,
+            like=rows[0][0] if rows else self.windows[0],
+            length=step.length,
+            segments=self.segments,
+            batch_size=self.local,
+            fills=self.fills,
         )
+        return step, self.place(arrays)

@@ -8,23 +8,34 @@ on how many processes, workers or devices there are, and a run can go on from an
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from jaxlm.data.lengths import Table
 
 OPEN_ROWS = 256
 """Rows that packing fills at a time: more fill better, fewer keep the order random."""
 SORTED_BATCHES = 50
 """Batches that length-aware batching sorts together (as transformers' samplers do)."""
+KEPT_EPOCHS = 2
+"""Epochs whose steps are in memory: where two meet, steps of both are asked for."""
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One global batch: ``rows`` of indices of windows, padded to ``length`` tokens."""
+    """One global batch: ``rows`` of indices of windows, padded to ``length`` tokens.
+
+    ``tokens`` of it are real.
+    """
 
     length: int
     rows: tuple[tuple[int, ...], ...]
+    tokens: int
 
 
 def plan_epoch(
@@ -115,36 +126,88 @@ def _planned(
     packing: bool,
 ) -> PlannedStep:
     """Fix the padded length: one for packed rows, else one of eight, to compile few."""
+    own = lengths[list(itertools.chain.from_iterable(rows))]
+    tokens = int(own.sum(dtype=np.int64))
     if packing:
-        return PlannedStep(max_length, rows)
-    longest = max(int(lengths[index]) for row in rows for index in row)
+        return PlannedStep(max_length, rows, tokens)
     multiple = max(8, -(-max_length // 8))
-    return PlannedStep(min(-(-longest // multiple) * multiple, max_length), rows)
+    longest = -(-int(own.max()) // multiple) * multiple
+    return PlannedStep(min(longest, max_length), rows, tokens)
 
 
-def most_segments(steps: Sequence[PlannedStep]) -> int:
+def most_segments(steps: Iterable[PlannedStep]) -> int:
     """The most windows that share a row: the size P of per-example fields."""
     return max((len(row) for step in steps for row in step.rows), default=1)
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """All steps of a run; epoch e ends when ``epoch_ends[e]`` steps are done."""
+class RunPlan(Sequence[PlannedStep]):
+    """All steps of a run; those of an epoch are planned when one is asked for.
 
-    steps: tuple[PlannedStep, ...]
-    epoch_ends: tuple[int, ...]
+    Counts over all of them are known from the start. Epoch e ends when
+    ``epoch_ends[e]`` steps are done; ``segments`` is the most windows in a row;
+    ``places`` is the room of all rows, of which ``tokens`` are real;
+    ``examples_per_step`` is a mean, in which an example of several windows counts once
+    a step. Any thread may ask for steps.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[int], list[PlannedStep]],
+        examples: np.ndarray,
+        *,
+        epochs: int,
+        steps: int | None,
+    ):
+        self._plan, self._lock = plan, threading.Lock()
+        self._kept: OrderedDict[int, list[PlannedStep]] = OrderedDict()
+        self.segments, self.tokens, self.places = 1, 0, 0
+        done, seen, ends = 0, 0, []
+        while len(ends) < epochs if steps is None else done < steps:
+            whole = plan(len(ends))
+            if len(ends) < KEPT_EPOCHS:  # where most runs begin
+                self._kept[len(ends)] = whole
+            used = whole if steps is None else whole[: steps - done]
+            self.segments = max(self.segments, most_segments(used))
+            for step in used:
+                windows = list(itertools.chain.from_iterable(step.rows))
+                seen += len(np.unique(examples[windows]))
+                self.tokens += step.tokens
+                self.places += step.length * len(step.rows)
+            done += len(used)
+            ends.append(done)
+        self.epoch_ends = tuple(ends)
+        self.examples_per_step = seen / done
+
+    def __len__(self) -> int:
+        return self.epoch_ends[-1]
+
+    def __iter__(self) -> Iterator[PlannedStep]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> PlannedStep:
+        number = range(len(self))[number]
+        epoch = bisect.bisect_right(self.epoch_ends, number)
+        with self._lock:  # who waits for an epoch need not plan it too
+            if epoch not in self._kept:
+                self._kept[epoch] = self._plan(epoch)
+                if len(self._kept) > KEPT_EPOCHS:
+                    self._kept.popitem(last=False)
+            return self._kept[epoch][number - self._begin(epoch)]
 
     def epoch(self, step: int) -> float:
         """How many epochs are done after ``step`` steps, with a fraction."""
         place = bisect.bisect_right(self.epoch_ends, step)
         if place == len(self.epoch_ends):
             return float(place)
-        begin = self.epoch_ends[place - 1] if place else 0
+        begin = self._begin(place)
         return place + (step - begin) / (self.epoch_ends[place] - begin)
+
+    def _begin(self, epoch: int) -> int:
+        return self.epoch_ends[epoch - 1] if epoch else 0
 
 
 def plan_run(
-    lengths: Sequence[int] | np.ndarray,
+    table: Table,
     *,
     epochs: int,
     steps: int | None,
@@ -160,20 +223,17 @@ def plan_run(
     Raises:
       ValueError: there are no windows, of which no number of steps can be made.
     """
-    if not len(lengths):
+    if not len(table.lengths):
         raise ValueError("a run cannot be planned without windows")
-    planned: list[PlannedStep] = []
-    ends: list[int] = []
-    epoch = 0
-    while epoch < epochs if steps is None else len(planned) < steps:
-        planned += plan_epoch(
-            lengths,
+
+    def plan(epoch: int) -> list[PlannedStep]:
+        return plan_epoch(
+            table.lengths,
             batch_size=batch_size,
             max_length=max_length,
             packing=packing,
             seed=seed,
             epoch=epoch,
         )
-        epoch += 1
-        ends.append(len(planned) if steps is None else min(len(planned), steps))
-    return RunPlan(tuple(planned[:steps]), tuple(ends))
+
+    return RunPlan(plan, table.examples, epochs=epochs, steps=steps)

@@ -55,6 +55,11 @@ class Tokenizer:
         """One more than the greatest id."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def serialised(self) -> str:
+        """The whole tokenizer as JSON: what ``tokenizer.json`` holds."""
+        return self._tokenizer.to_str()
+
     def words(self, words: list[str]) -> Pieces:
         """Words, already split, to sub-words; a word may yield no token at all."""
         encoding = self._tokenizer.encode(

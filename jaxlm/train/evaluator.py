@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.core.mesh import replicated
 from jaxlm.core.types import Apply, Batch, Params, Prediction, Task
-from jaxlm.data.dataset import Dataset, by_example
+from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
 from jaxlm.data.packing import cut
 from jaxlm.data.plan import PlannedStep, most_segments, plan_once
@@ -90,11 +90,12 @@ class Evaluator:
         pieces: list[Any] = [None] * len(data.windows)
         for index, part in self._windows(params, data, totals):
             pieces[index] = self.task.decode(part, data.windows[index])
+        starts = data.table.starts.tolist()
         return [
-            self.task.combine(
-                data.records[example], [pieces[place] for place in places]
+            self.task.combine(record, pieces[start:stop])
+            for record, start, stop in zip(
+                data.records, starts[:-1], starts[1:], strict=True
             )
-            for example, places in by_example(data.windows)
         ]
 
     def _windows(
@@ -140,7 +141,7 @@ class Evaluator:
         for row, indices in enumerate(step.rows):
             start = 0
             for place, index in enumerate(indices):
-                length = data.windows[index].length
+                length = int(data.lengths[index])
                 yield index, cut(outputs, row, place, start, length)
                 start += length
 

@@ -42,10 +42,17 @@ class RunRecords:
     """The records of one run under its workdir; a context manager that closes them.
 
     One that is not ``enabled``, of a further process, reads and writes nothing.
+    ``facts`` of the run stand in every status.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], enabled: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        enabled: bool = True,
+        facts: Mapping[str, Any] | None = None,
+    ):
         self.workdir, self.enabled = Path(workdir), enabled
+        self.facts = dict(facts or {})
         self._lines = None
         self._events = None
         self._purge_step: int | None = None
@@ -132,7 +139,8 @@ class RunRecords:
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         path = self.workdir / "status.json"
-        atomic_write_json(path, {**status, "reason": reason, **more, **process})
+        more = {"reason": reason, **self.facts, **more}
+        atomic_write_json(path, {**status, **more, **process})
 
     def close(self) -> None:
         """Flush and close the files; a later ``append`` opens them again."""

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxlm.core.types import Features
+from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
-from jaxlm.data.plan import plan_epoch
+from jaxlm.data.plan import plan_epoch, plan_run
 
 LENGTHS = np.random.default_rng(0).integers(2, 16, 90)
 WINDOWS = [
@@ -18,9 +19,9 @@ WINDOWS = [
 STEPS = plan_epoch(LENGTHS, batch_size=4, max_length=16, packing=True, seed=0, epoch=0)
 
 
-def loader(place=lambda batch: batch, **options):
+def loader(place=lambda batch: batch, plan=STEPS, **options):
     return Loader(
-        WINDOWS, STEPS, batch_size=4, segments=8, fills={}, place=place, **options
+        WINDOWS, plan, batch_size=4, segments=8, fills={}, place=place, **options
     )
 
 
@@ -80,6 +81,52 @@ def test_the_rows_of_all_processes_are_those_of_one(processes):
             name: np.concatenate([batch[name] for _, batch in each]) for name in whole
         }
         assert same(joined, whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_encodes_only_the_rows_that_are_its_own(
+    tmp_path, monkeypatch, processes
+):
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path))
+    asked = []
+
+    def encode_one(record, index):
+        asked.append(index)
+        return [WINDOWS[index]]
+
+    records = [{"number": index} for index in range(len(WINDOWS))]
+    Dataset(records, encode_one, cached=True)  # as an earlier run did
+    for process in range(processes):
+        asked.clear()
+        data = Dataset(records, encode_one, cached=True)
+        run = plan_run(
+            data.table, epochs=2, steps=None, batch_size=4, max_length=16,
+            packing=True, seed=0,
+        )  # fmt: skip
+        assert asked == []
+        mine = Loader(
+            data.windows, run, batch_size=4, segments=8, fills={},
+            place=lambda batch: batch, process=process, processes=processes,
+        )  # fmt: skip
+        list(mine.iterate())
+        local = 4 // processes
+        rows = [step.rows[process * local :][:local] for step in run]
+        own = {index for each in rows for row in each for index in row}
+        fields = set() if all(rows) else {0}  # of a step that has no row for it
+        assert set(asked) == own | fields
+        assert (len(own) < 90) == (processes > 1)
+
+
+def test_the_plan_is_asked_in_the_worker_threads():
+    names = set()
+
+    class Noting(list):
+        def __getitem__(self, number):
+            names.add(threading.current_thread().name[:6])
+            return super().__getitem__(number)
+
+    assert len(list(loader(plan=Noting(STEPS)).iterate())) == len(STEPS)
+    assert names == {"loader"}
 
 
 def test_rows_that_do_not_divide_over_processes_are_refused():

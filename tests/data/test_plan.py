@@ -1,5 +1,6 @@
 """The plan: every window once an epoch, the same for everybody, and well filled."""
 
+import threading
 from collections import Counter
 from itertools import pairwise
 
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data.plan import RunPlan, most_segments, plan_epoch, plan_once, plan_run
+from jaxlm.data import plan
+from jaxlm.data.lengths import Table
+from jaxlm.data.plan import most_segments, plan_epoch, plan_once, plan_run
 
 MAX_LENGTH = 32
 LENGTHS = st.lists(st.integers(2, MAX_LENGTH), min_size=1, max_size=200)
@@ -18,11 +21,18 @@ CASES = {
     "packing": st.booleans(),
     "seed": st.integers(0, 5),
 }
-PLAN = {"batch_size": 4, "max_length": MAX_LENGTH, "packing": True, "seed": 0}
+PLAN_ONCE = {"batch_size": 4, "max_length": MAX_LENGTH, "packing": True}
+PLAN = PLAN_ONCE | {"seed": 0}
 
 
 def indices(steps):
     return [index for step in steps for row in step.rows for index in row]
+
+
+def table(lengths, windows_each=1):
+    """Of examples that have ``windows_each`` windows."""
+    lengths = np.asarray(lengths, np.int32)
+    return Table(lengths, np.arange(len(lengths)) // windows_each, truncated=0)
 
 
 def realistic_lengths(count=3000, seed=0):
@@ -144,50 +154,142 @@ def test_evaluation_begins_with_the_longest():
     assert indices(steps) == [1, 2, 0]
 
 
-def test_epochs_follow_one_another():
-    lengths = realistic_lengths(100) % MAX_LENGTH + 1
-    run = plan_run(lengths, epochs=3, steps=None, **PLAN)
-    each = [plan_epoch(lengths, epoch=epoch, **PLAN) for epoch in range(3)]
-    assert list(run.steps) == [step for steps in each for step in steps]
-    assert [*run.epoch_ends] == list(np.cumsum([len(steps) for steps in each]))
+@given(
+    epochs=st.integers(1, 4),
+    steps=st.none() | st.integers(1, 60),
+    windows_each=st.integers(1, 3),
+    **CASES,
+)
+def test_a_run_is_its_epochs_one_after_another(
+    lengths, epochs, steps, windows_each, **options
+):
+    options |= {"max_length": MAX_LENGTH}
+    run = plan_run(table(lengths, windows_each), epochs=epochs, steps=steps, **options)
+    each, ends = [], []
+    while len(ends) < epochs if steps is None else len(each) < steps:
+        each += plan_epoch(lengths, epoch=len(ends), **options)
+        ends.append(len(each) if steps is None else min(len(each), steps))
+    each = each[:steps]
+    assert list(run) == each
+    assert list(run.epoch_ends) == ends
+    assert run.segments == most_segments(each)
+    assert run.tokens == sum(lengths[index] for index in indices(each))
+    assert run.places == sum(step.length * len(step.rows) for step in each)
+    seen = [{index // windows_each for index in indices([step])} for step in each]
+    assert run.examples_per_step == sum(map(len, seen)) / len(each)
+
+
+@given(**CASES)
+def test_a_step_knows_how_many_of_its_tokens_are_real(lengths, **options):
+    epoch = plan_epoch(lengths, max_length=MAX_LENGTH, epoch=0, **options)
+    for step in epoch + plan_once(lengths, **PLAN_ONCE):
+        assert step.tokens == sum(lengths[index] for index in indices([step]))
 
 
 @given(lengths=LENGTHS, steps=st.integers(1, 60))
 def test_a_number_of_steps_overrides_epochs(lengths, steps):
-    run = plan_run(lengths, epochs=1, steps=steps, **PLAN)
-    assert len(run.steps) == steps
+    run = plan_run(table(lengths), epochs=1, steps=steps, **PLAN)
+    assert len(run) == steps
     assert run.epoch_ends[-1] == steps
     assert all(a < b for a, b in pairwise((0, *run.epoch_ends)))
 
 
 @given(lengths=LENGTHS, steps=st.integers(1, 30))
 def test_a_shorter_run_is_the_beginning_of_a_longer_one(lengths, steps):
-    short = plan_run(lengths, epochs=1, steps=steps, **PLAN)
-    long = plan_run(lengths, epochs=1, steps=2 * steps, **PLAN)
-    assert long.steps[:steps] == short.steps
+    short = plan_run(table(lengths), epochs=1, steps=steps, **PLAN)
+    long = plan_run(table(lengths), epochs=1, steps=2 * steps, **PLAN)
+    assert list(long)[:steps] == list(short)
 
 
 def test_what_remains_after_a_resume_completes_the_epoch():
     lengths = realistic_lengths(200) % MAX_LENGTH + 1
-    run = plan_run(lengths, epochs=2, steps=None, **PLAN)
-    done = run.steps[:7]
-    rest = run.steps[7:]
+    run = plan_run(table(lengths), epochs=2, steps=None, **PLAN)
+    rest = [run[number] for number in range(7, len(run))]
+    done = [run[number] for number in range(7)]
     assert Counter(indices(done)) + Counter(indices(rest)) == Counter(
         {index: 2 for index in range(200)}
     )
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """The epochs that are planned, in order; four steps each."""
+    epochs = []
+
+    def noted(*arguments, epoch, **options):
+        epochs.append(epoch)
+        return plan_epoch(*arguments, epoch=epoch, **options)
+
+    monkeypatch.setattr(plan, "plan_epoch", noted)
+    return epochs
+
+
+def run_of(epochs, steps=None):
+    options = PLAN | {"packing": False}
+    return plan_run(table([9] * 16), epochs=epochs, steps=steps, **options)
+
+
+def test_an_epoch_is_planned_again_when_a_step_of_it_is_asked_for(planned):
+    run = run_of(5)
+    assert planned == [0, 1, 2, 3, 4]
+    planned.clear()
+    assert len(list(run)) == 20
+    assert planned == [2, 3, 4]  # the first two were kept, where most runs begin
+
+
+def test_the_two_epochs_planned_last_are_kept(planned):
+    run = run_of(5)
+    planned.clear()
+    for number in (11, 12, 10, 13, 9):
+        run[number]
+    assert planned == [2, 3]
+    run[19], run[13], run[8]
+    assert planned == [2, 3, 4, 2]
+
+
+def test_a_plan_of_many_epochs_holds_the_steps_of_two():
+    run = run_of(9)
+    assert len(list(run)) == 36
+    assert {epoch: len(steps) for epoch, steps in run._kept.items()} == {7: 4, 8: 4}
+
+
+def test_threads_that_ask_for_an_epoch_have_it_planned_once(planned):
+    run = run_of(9)
+    expected, found = list(run), [None] * 4
+    planned.clear()
+    barrier = threading.Barrier(4)
+
+    def ask(place):
+        barrier.wait()
+        found[place] = run[8 + place]
+
+    threads = [threading.Thread(target=ask, args=[place]) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected[8:12]
+    assert planned == [2]
+
+
+def test_a_plan_is_a_sequence():
+    run = run_of(3)
+    assert run[-1] == run[11] == list(run)[-1]
+    with pytest.raises(IndexError):
+        run[12]
+
+
 def test_epochs_are_counted_with_a_fraction():
-    run = RunPlan(steps=(), epoch_ends=(4, 10))
-    assert [run.epoch(step) for step in (0, 1, 4, 7, 10)] == [0, 0.25, 1, 1.5, 2]
+    run = run_of(3, steps=10)
+    assert run.epoch_ends == (4, 8, 10)
+    assert [run.epoch(step) for step in (0, 1, 4, 9, 10)] == [0, 0.25, 1, 2.5, 3]
 
 
 def test_a_plan_of_no_windows_is_refused():
     with pytest.raises(ValueError, match="without windows"):
-        plan_run([], epochs=1, steps=5, **PLAN)
+        plan_run(table([]), epochs=1, steps=5, **PLAN)
 
 
 def test_an_evaluation_of_no_windows_has_no_steps():
-    options = {"batch_size": 4, "max_length": MAX_LENGTH}
-    assert plan_once([], packing=True, **options) == []
+    assert plan_once([], **PLAN_ONCE) == []
     assert most_segments([]) == 1
