@@ -54,6 +54,44 @@ def absent(what):
     pytest.skip(what)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """A cache of this session's own, but for downloads.
+
+    Tables of lengths that code of yesterday measured would be those of today's.
+    """
+    from jaxlm.core.files import cache_directory
+
+    downloads, folder = cache_directory() / "pypi", tmp_path_factory.mktemp("cache")
+    downloads.mkdir(parents=True, exist_ok=True)
+    (folder / "pypi").symlink_to(downloads)
+    os.environ["JAXLM_CACHE"] = str(folder)
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory):
+    """Where ``compiled_once`` keeps programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(compiled_folder):
+    """Runs of one shape share what they compile."""
+    import jax
+
+    names = {
+        "jax_compilation_cache_dir": str(compiled_folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture(scope="session")
 def torch():
     """PyTorch; with it stands transformers, the peer of tests of parity."""

@@ -15,9 +15,14 @@ import pytest
 from jaxlm.core import config as configs
 from jaxlm.core.config import resolve
 from jaxlm.core.errors import UserError
+from jaxlm.core.mesh import make_mesh
 from jaxlm.experiment import ExperimentConfig
+from jaxlm.experiment.prepare import describe, describe_on_disk, prepare
 from jaxlm.experiment.training import train
+from jaxlm.experiment.wiring import make_parts
 from jaxlm.experiment.workdir import OURS, claim, empty
+from jaxlm.models.pretrained import open_checkpoint
+from jaxlm.tasks.token_classification import TokenClassification
 
 STEPS = 20
 NER, CLASSIFY = "configs/ner.py:tiny", "configs/classify.py:tiny"
@@ -34,22 +39,7 @@ SMALL = {
     "model.dropout": 0.1,
     "mesh.data": 8,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of one shape share what they compile."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def config(file=NER, **changes):
@@ -146,11 +136,47 @@ def test_a_run_leaves_what_the_design_says(finished):
 
 
 def test_the_status_of_a_finished_run(finished):
-    workdir, metrics, _ = finished
+    workdir, metrics, said = finished
     status = json.loads((workdir / "status.json").read_text())
     assert status["state"] == "finished"
     assert status["step"] == status["total_steps"] == lines(workdir)[-1]["step"]
     assert status["best"] == metrics["step"]
+    assert f"examples_per_step {status['examples_per_step']:.1f}," in said
+
+
+def test_a_second_run_knows_its_steps_without_encoding(monkeypatch, tmp_path):
+    first = prepare(config(), None, quietly)
+
+    def fail(*arguments):
+        raise AssertionError("a record was encoded")
+
+    monkeypatch.setattr(TokenClassification, "encode", fail)
+    said = []
+    second = prepare(config(), tmp_path, said.append)
+    describe(second, said.append)
+    describe_on_disk(second, tmp_path)
+    assert list(second.plan) == list(first.plan)
+    with pytest.raises(AssertionError, match="a record was encoded"):
+        second.data["train"].windows[0]
+
+
+def test_lengths_are_those_of_the_tokenizer_the_labels_and_the_windows():
+    changes = [
+        {},
+        {"data__max_length": 33},
+        {"data__stride": 3},
+        {"data__overflow": "truncate"},
+        {"task__labels": "PER,LOC,ORG,MISC,LAW"},
+    ]
+    mesh, _ = make_mesh({"data": 8, "fsdp": 1, "tensor": 1, "context": 1})
+    folder = open_checkpoint("random:tiny").directory
+    parts = [
+        make_parts(each, mesh, folder, each.task.labels or ("PER",))
+        for each in (config(**change) for change in changes)
+    ]
+    assert len({each.encoding for each in parts}) == len(parts)
+    again = make_parts(config(seed=7), mesh, folder, ("PER",))
+    assert again.encoding == parts[0].encoding
 
 
 def test_an_epoch_may_end_with_fewer_rows(finished):

@@ -1,14 +1,16 @@
 """The device mesh, and the rules that map logical axes to it.
 
 Models name the dimensions of parameters and activations once (``batch``, ``sequence``,
-``width``, ``heads``, ``mlp``, ``vocab``, ``layers``); the rules here say which mesh
-axis splits each. Changing the layout of a run never touches a model.
+``width``, ``heads``, ``head_size``, ``mlp``, ``vocab``, ``layers``); rules, which the
+config holds, say which mesh axes split each. Changing the layout of a run never touches
+a model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,35 +18,125 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.core.errors import UserError
 
-AXES = ("data", "fsdp", "tensor", "context")
-
-RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "sequence": ("context",),
-    "width": ("fsdp",),
-    "heads": ("tensor",),
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
-}
-"""Logical axis to mesh axes; an axis that is not here is never split.
-
-Within one array a mesh axis is used once, by the first dimension that asks for it: the
-width of an activation is whole because its batch has ``fsdp`` already.
-"""
-
 Axes = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which mesh axes split each logical axis; one that is not here is never split.
+
+    Within one array a mesh axis is used once, by the first dimension that asks for it:
+    the width of an activation is whole where its batch has ``fsdp`` already. Without
+    any rule, as in a notebook, the layout is left to the compiler.
+    """
+
+    table: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, table: Mapping[str, Sequence[str]]) -> Rules:
+        """Rules from a mapping of logical axis to mesh axes."""
+        return cls(tuple((name, tuple(axes)) for name, axes in table.items()))
+
+    def __getitem__(self, name: str | None) -> tuple[str, ...]:
+        return dict(self.table).get(name or "", ())
+
+    def mesh_axes(self, axes: Axes) -> list[tuple[str, ...]]:
+        """Which mesh axes split each dimension, each mesh axis used once."""
+        used: set[str] = set()
+        chosen = []
+        for name in axes:
+            mine = [axis for axis in self[name] if axis not in used]
+            used.update(mine)
+            chosen.append(tuple(mine))
+        return chosen
+
+    def partition(self, axes: Axes) -> PartitionSpec:
+        """Logical axis names of an array as a ``PartitionSpec``."""
+        return PartitionSpec(*(mine or None for mine in self.mesh_axes(axes)))
+
+    def sharding(
+        self, mesh: Mesh, axes: Axes, shape: tuple[int, ...], name: str
+    ) -> NamedSharding:
+        """How the array ``name`` of this shape lies on the mesh.
+
+        Raises:
+          UserError: a dimension does not divide by the devices that are to split it.
+        """
+        for dimension, size, split in zip(
+            axes, shape, self.mesh_axes(axes), strict=True
+        ):
+            split = [axis for axis in split if mesh.shape[axis] > 1]
+            parts = math.prod(mesh.shape[axis] for axis in split)
+            if size % parts:
+                sizes = " x ".join(f"config.mesh.{axis}" for axis in split)
+                raise UserError(
+                    f"{sizes}: {parts} devices cannot split {dimension}={size} of"
+                    f" {name} evenly; a divisor of {size}, or another"
+                    f" config.mesh.rules.{dimension}"
+                )
+        return NamedSharding(mesh, self.partition(axes))
+
+    def shardings(
+        self, mesh: Mesh, axes: dict[str, Any], shapes: dict[str, Any]
+    ) -> dict[str, Any]:
+        """``sharding`` of every leaf of a tree of axis names and one of shapes."""
+
+        def leaf(path: tuple[Any, ...], names: Axes, value: Any) -> NamedSharding:
+            name = "/".join(str(part.key) for part in path)
+            return self.sharding(mesh, names, value.shape, name)
+
+        return jax.tree_util.tree_map_with_path(
+            leaf, axes, shapes, is_leaf=lambda node: isinstance(node, tuple)
+        )
+
+    def batch_sharding(self, mesh: Mesh) -> NamedSharding:
+        """Rows split by the rule of ``batch``; the other dimensions whole."""
+        return NamedSharding(mesh, self.partition(("batch",)))
+
+    def rows_on_mesh(self, mesh: Mesh, rows: int, accumulation: int = 1) -> int:
+        """``rows`` rounded up to what divides over the devices and the microbatches.
+
+        The rows that are added are padding, of weight 0: losses stay those of ``rows``.
+        """
+        parts = math.prod(mesh.shape[axis] for axis in self["batch"]) * accumulation
+        return -(-rows // parts) * parts
+
+    def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """Tell the compiler how an activation lies on the mesh of ``jax.set_mesh``.
+
+        Without a mesh or without rules x is returned as it is.
+        """
+        return self._constrain(x, self.partition(axes))
+
+    def gather(self, kernel: jax.Array, axes: Axes) -> jax.Array:
+        """A kernel as it is used: whole over what splits rows and tokens, as in FSDP.
+
+        Left to the compiler, some layouts give wrong sums: the product contracts over
+        the mesh axis that is to split its result, while the kernel is split by one that
+        the rows have (jaxlib 0.10; like https://github.com/openxla/xla/issues/40034).
+        """
+        used = self.partition(("batch", "sequence", *axes))[2:]
+        return self._constrain(kernel, PartitionSpec(*used))
+
+    def _constrain(self, x: jax.Array, split: PartitionSpec) -> jax.Array:
+        if not self.table or jax.sharding.get_abstract_mesh().empty:
+            return x
+        return jax.lax.with_sharding_constraint(x, split)
+
+
+NO_RULES = Rules()
 
 
 def make_mesh(sizes: Mapping[str, int]) -> tuple[Mesh, str | None]:
     """A mesh over the first devices, and a notice where devices are left over.
 
-    ``sizes`` gives each of ``AXES`` a number; one of them may be -1, the rest.
+    ``sizes`` gives each axis of the mesh a number; one of them may be -1, the rest.
     """
     devices = jax.devices()
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    shape = {axis: sizes.get(axis, 1) for axis in AXES}
+    shape = dict(sizes)
+    fixed = math.prod(size for size in shape.values() if size != -1)
     rest = [axis for axis, size in shape.items() if size == -1]
-    text = " x ".join(f"{axis}={sizes.get(axis, 1)}" for axis in AXES)
+    text = " x ".join(f"{axis}={size}" for axis, size in shape.items())
     if fixed > len(devices) or (rest and len(devices) % fixed):
         raise UserError(
             f"config.mesh: {text} needs {'a multiple of ' if rest else ''}{fixed}"
@@ -56,8 +148,8 @@ def make_mesh(sizes: Mapping[str, int]) -> tuple[Mesh, str | None]:
     used = math.prod(shape.values())
     mesh = jax.make_mesh(
         tuple(shape.values()),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
+        tuple(shape),
+        axis_types=(AxisType.Auto,) * len(shape),
         devices=devices[:used],
     )
     notice = None
@@ -66,75 +158,6 @@ def make_mesh(sizes: Mapping[str, int]) -> tuple[Mesh, str | None]:
     return mesh, notice
 
 
-def mesh_axes(axes: Axes) -> list[tuple[str, ...]]:
-    """Which mesh axes split each dimension, each mesh axis used once."""
-    used: set[str] = set()
-    chosen = []
-    for name in axes:
-        mine = [axis for axis in RULES.get(name or "", ()) if axis not in used]
-        used.update(mine)
-        chosen.append(tuple(mine))
-    return chosen
-
-
-def partition(axes: Axes) -> PartitionSpec:
-    """Logical axis names of an array as a ``PartitionSpec``."""
-    return PartitionSpec(*(mine or None for mine in mesh_axes(axes)))
-
-
-def sharding(
-    mesh: Mesh, axes: Axes, shape: tuple[int, ...], name: str
-) -> NamedSharding:
-    """How the array ``name`` of this shape lies on the mesh.
-
-    Raises:
-      UserError: a dimension does not divide by the devices that are to split it.
-    """
-    for dimension, size, split in zip(axes, shape, mesh_axes(axes), strict=True):
-        parts = math.prod(mesh.shape[axis] for axis in split)
-        if size % parts:
-            raise UserError(
-                f"config.mesh: {name} has {dimension}={size}, which {parts} devices"
-                f" ({', '.join(split)}) cannot split evenly; choose another"
-                f" config.mesh.{split[-1]}"
-            )
-    return NamedSharding(mesh, partition(axes))
-
-
-def shardings(
-    mesh: Mesh, axes: dict[str, Any], shapes: dict[str, Any]
-) -> dict[str, Any]:
-    """``sharding`` of every leaf of a tree of axis names and one of shapes."""
-
-    def leaf(path: tuple[Any, ...], names: Axes, value: Any) -> NamedSharding:
-        name = "/".join(str(part.key) for part in path)
-        return sharding(mesh, names, value.shape, name)
-
-    return jax.tree_util.tree_map_with_path(
-        leaf, axes, shapes, is_leaf=lambda node: isinstance(node, tuple)
-    )
-
-
-def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """Tell the compiler how an activation lies on the mesh of ``jax.set_mesh``.
-
-    Without a mesh, as in a notebook, x is returned as it is.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, partition(axes))
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over the data axes; the other dimensions whole."""
-    return NamedSharding(mesh, partition(("batch",)))
-
-
-def row_parts(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are cut into."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])

@@ -44,11 +44,15 @@ class Rule:
     below: float | None = None
 
     def allows(self, value: Any) -> bool:
-        """Whether a value of the right type is in range and among the choices."""
+        """Whether a value of the right type is in range and among the choices.
+
+        So must be each item of a list, and a list of choices has none twice.
+        """
         if value is None:
             return True
         if isinstance(value, tuple):
-            return all(self.allows(item) for item in value)
+            once = self.choices is None or len(set(value)) == len(value)
+            return once and all(self.allows(item) for item in value)
         return (
             (self.choices is None or value in self.choices)
             and (self.minimum is None or value >= self.minimum)
@@ -60,7 +64,10 @@ class Rule:
     def describe(self, annotation: Any) -> str:
         """What is allowed, for a message: ``a whole number, at least 1``."""
         if self.choices is not None:
-            kinds = ["one of " + ", ".join(map(str, self.choices))]
+            several = tuple[str, ...] in _members(annotation)
+            names = ", ".join(map(str, self.choices))
+            names += ", each at most once" if several else ""
+            kinds = [("a list of " if several else "one of ") + names]
         else:
             kinds = [
                 _NAMES.get(kind, "a list of records") for kind in _members(annotation)
@@ -177,7 +184,10 @@ def check(leaf: Leaf, value: Any) -> Any:
 
 def refusal(leaf: Leaf, value: Any) -> ConfigError:
     """The error for a value that a leaf does not take."""
-    near = nearest(str(value), map(str, leaf.rule.choices or ()))
+    choices = [str(choice) for choice in leaf.rule.choices or ()]
+    items = value if isinstance(value, tuple | list) else str(value).split(",")
+    wrong = [str(item) for item in items if str(item) not in choices]
+    near = nearest(wrong[0], choices) if wrong else None
     hint = f"nearest: {near}; " if near else ""
     allowed = leaf.rule.describe(leaf.annotation)
     return ConfigError(leaf.key, f"{show(value)} is not allowed; {hint}{allowed}")

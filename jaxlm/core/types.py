@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -79,10 +79,21 @@ Metrics = dict[str, Any]
 
 
 class Apply(Protocol):
-    """A pure forward pass; ``key=None`` is deterministic (no dropout)."""
+    """A pure forward pass; ``key=None`` is deterministic (no dropout).
+
+    ``collect`` names intermediate values that are returned beside the outputs, leading
+    axis B, and are neither computed nor kept otherwise. ``cache`` is what a decoder
+    remembers of earlier tokens; an encoder refuses one.
+    """
 
     def __call__(
-        self, params: Params, batch: Batch, key: jax.Array | None = None
+        self,
+        params: Params,
+        batch: Batch,
+        key: jax.Array | None = None,
+        *,
+        cache: Any = None,
+        collect: Collection[str] = (),
     ) -> Outputs: ...
 
 

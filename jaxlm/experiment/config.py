@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from jaxlm.core.schema import ConfigError, field
@@ -17,24 +16,53 @@ from jaxlm.train.config import (
     TrainConfig,
 )
 
+AXES = ("data", "fsdp", "tensor", "context")
+
+
+def _split(default: tuple[str, ...], what: str) -> tuple[str, ...]:
+    return field(default, f"mesh axes that split {what}", choices=AXES)
+
+
+@dataclass(frozen=True)
+class RulesConfig:
+    """Logical axis to mesh axes: how parameters and activations lie on the mesh.
+
+    An empty rule never splits. Within one array a mesh axis is used once, by the first
+    dimension whose rule has it.
+    """
+
+    batch: tuple[str, ...] = _split(("data", "fsdp"), "the rows of a batch")
+    sequence: tuple[str, ...] = _split(("context",), "the tokens of a row")
+    width: tuple[str, ...] = _split(("fsdp",), "hidden states")
+    heads: tuple[str, ...] = _split(("tensor",), "the heads of attention")
+    head_size: tuple[str, ...] = _split((), "what is inside a head")
+    mlp: tuple[str, ...] = _split(("tensor",), "the middle of the mlp")
+    vocab: tuple[str, ...] = _split(("tensor",), "the table of tokens")
+    layers: tuple[str, ...] = _split((), "the layers of a stack")
+
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each axis of the mesh has; -1 takes the rest."""
+    """How many devices each mesh axis has, -1 for the rest, and what they split."""
 
     data: int = field(-1, "devices that split the rows", minimum=-1)
     fsdp: int = field(1, "devices that split rows and parameters", minimum=-1)
     tensor: int = field(1, "devices that split heads and mlp", minimum=-1)
     context: int = field(1, "devices that split the sequence", minimum=-1)
+    rules: RulesConfig = field(RulesConfig(), "which of these split what")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Devices by axis of the mesh."""
+        return {axis: getattr(self, axis) for axis in AXES}
 
     def __post_init__(self) -> None:
-        axes = dataclasses.asdict(self)
-        rest = [f"mesh.{axis}" for axis, size in axes.items() if size == -1]
+        rest = [f"mesh.{axis}" for axis, size in self.sizes.items() if size == -1]
         if len(rest) > 1:
             raise ConfigError(
                 rest[-1], f"-1 is not allowed; config.{rest[0]} takes the rest already"
             )
-        for axis, size in axes.items():
+        for axis, size in self.sizes.items():
             if size == 0:
                 raise ConfigError(
                     f"mesh.{axis}", "0 is not allowed; a number of devices, or -1"

@@ -9,15 +9,15 @@ from pathlib import Path
 import jax
 
 from jaxlm.core import config as configs
+from jaxlm.core import trees
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, read_json
 from jaxlm.core.mesh import make_mesh
-from jaxlm.core.schema import flatten
 from jaxlm.data import sources
 from jaxlm.data.config import Source
 from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
-from jaxlm.data.plan import RunPlan, most_segments, plan_run
+from jaxlm.data.plan import RunPlan, plan_run
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.wiring import (
     LABELS,
@@ -26,11 +26,11 @@ from jaxlm.experiment.wiring import (
     load_records,
     make_parts,
     read_labels,
-    rows_on_mesh,
     save_labels,
     save_model,
 )
 from jaxlm.models.pretrained import Checkpoint, open_checkpoint
+from jaxlm.train.phases import Phases, make_phases, parse_phases
 
 DATA = "data.json"
 
@@ -43,6 +43,7 @@ class Prepared:
     checkpoint: Checkpoint
     data: dict[str, Dataset]
     plan: RunPlan
+    phases: Phases
     segments: int
     labels: list[str]
 
@@ -57,7 +58,7 @@ def prepare(
         the run in ``workdir`` began with.
     """
     check_sources(config)
-    mesh, notice = make_mesh(flatten(config.mesh))
+    mesh, notice = make_mesh(config.mesh.sizes)
     if notice:
         say(notice)
     checkpoint = open_checkpoint(config.model.pretrained)
@@ -71,11 +72,13 @@ def prepare(
     if workdir is not None:
         check_labels(workdir, labels)
     parts = make_parts(config, mesh, checkpoint.directory, labels)
-    data = {split: parts.encode(records) for split, records in loaded.items()}
+    data = {
+        split: parts.encode(records, cached=True) for split, records in loaded.items()
+    }
     if workdir is not None:
         check_data(workdir, data)
     plan = plan_run(
-        data["train"].lengths,
+        data["train"].table,
         epochs=config.train.epochs,
         steps=config.train.steps,
         batch_size=config.train.batch_size,
@@ -83,8 +86,14 @@ def prepare(
         packing=config.data.packing,
         seed=config.seed,
     )
-    segments = -(-most_segments(plan.steps) // 8) * 8 if config.data.packing else 1
-    return Prepared(parts, checkpoint, data, plan, segments, labels)
+    phases = make_phases(
+        parse_phases(config.train.phases),
+        trees.flatten(parts.model.shapes),
+        parts.transformer.layers,
+        plan.epoch_ends,
+    )
+    segments = -(-plan.segments // 8) * 8 if config.data.packing else 1
+    return Prepared(parts, checkpoint, data, plan, phases, segments, labels)
 
 
 def check_sources(config: ExperimentConfig) -> None:
@@ -140,8 +149,9 @@ def check_data(workdir: Path, data: dict[str, Dataset]) -> None:
     for split, dataset in data.items():
         if before.get(split, {}).get("sha256") != dataset.digest:
             raise UserError(
-                f"config.data.{split}: its content changed since {workdir} began; name"
-                " another --workdir, or --overwrite to start anew"
+                f"config.data.{split}: its content, or how it is encoded, changed since"
+                f" {workdir} began; name another --workdir, or --overwrite to start"
+                " anew"
             )
 
 
@@ -166,6 +176,8 @@ def describe(run: Prepared, say: Callable[[str], None]) -> None:
     config, parts = run.parts.config, run.parts
     count = sum(leaf.size for leaf in jax.tree.leaves(parts.model.shapes))
     say(f"model  {config.model.pretrained}, {count:,} parameters")
+    for phase in range(len(run.phases.begins) if config.train.phases else 0):
+        say(phase_line(run, phase))
     axes = {axis: size for axis, size in parts.mesh.shape.items() if size > 1}
     kind = parts.mesh.devices.flat[0].device_kind
     say(f"device {parts.mesh.size} x {kind} {axes or ''}".rstrip())
@@ -174,37 +186,37 @@ def describe(run: Prepared, say: Callable[[str], None]) -> None:
         say(f"{split:<10} {source}: {sources.describe(data.records)}")
         if data.truncated:
             say(f"{split:<10} {data.truncated:,} examples truncated to max_length")
-    steps, windows = len(run.plan.steps), len(run.data["train"].windows)
-    used = sum(len(row) for step in run.plan.steps for row in step.rows)
-    filled = used / windows * run.data["train"].tokens
-    places = sum(step.length * len(step.rows) for step in run.plan.steps)
+    plan = run.plan
     say(
-        f"steps  {steps:,} of {config.train.batch_size} rows, examples_per_step"
-        f" {examples_per_step(run):.1f}, {filled / places:.0%} of places are tokens"
+        f"steps  {len(plan):,} of {config.train.batch_size} rows, examples_per_step"
+        f" {plan.examples_per_step:.1f}, {plan.tokens / plan.places:.0%} of places are"
+        " tokens"
     )
 
 
-def examples_per_step(run: Prepared) -> float:
-    """Examples that a step sees on average; one of several windows counts once."""
-    windows, steps = run.data["train"].windows, run.plan.steps
-    seen = sum(
-        len({windows[place].host["index"] for row in step.rows for place in row})
-        for step in steps
+def phase_line(run: Prepared, phase: int) -> str:
+    """What a phase trains, of how many parameters, and from which step on."""
+    phases, sizes = run.phases, trees.flatten(run.parts.model.shapes)
+    count = sum(sizes[name].size for name in phases.trainable[phase])
+    return (
+        f"phase {phase + 1} of {len(phases.begins)} trains"
+        f" {', '.join(phases.written[phase].names)}: {count:,} parameters, from step"
+        f" {phases.begins[phase] + 1}"
     )
-    return seen / len(steps)
 
 
 def loader(run: Prepared) -> Loader:
     """The batches of the plan, this process's rows of each."""
-    train = run.parts.config.train
+    train, parts = run.parts.config.train, run.parts
+    rows = parts.rules.rows_on_mesh(parts.mesh, train.batch_size, train.accumulation)
     return Loader(
         run.data["train"].windows,
-        run.plan.steps,
-        batch_size=rows_on_mesh(train.batch_size, run.parts.mesh, train.accumulation),
+        run.plan,
+        batch_size=rows,
         segments=run.segments,
-        fills=run.parts.task.fills,
-        place=run.parts.place,
-        workers=run.parts.config.data.workers,
+        fills=parts.task.fills,
+        place=parts.place,
+        workers=parts.config.data.workers,
         process=jax.process_index(),
         processes=jax.process_count(),
     )

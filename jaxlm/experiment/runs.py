@@ -19,7 +19,7 @@ from jaxlm.core import config as configs
 from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import make_mesh
-from jaxlm.core.schema import flatten, show
+from jaxlm.core.schema import show
 from jaxlm.core.types import Prediction, Record
 from jaxlm.data.dataset import Dataset
 from jaxlm.data.words import split_words
@@ -50,21 +50,24 @@ class Run:
         model = self.workdir / "model"
         if not (model / "config.json").exists():
             raise UserError(f"{model}: no model yet; has the run begun?")
-        self.parts: Parts = make_parts(
-            self.config, self._mesh(), model, read_labels(model)
-        )
+        self.parts = self._parts(model)
         self.records = RunRecords(self.workdir)
 
-    def _mesh(self) -> jax.sharding.Mesh:
-        """The run's mesh, or all devices by data where this machine is smaller."""
+    def _parts(self, model: Path) -> Parts:
+        """By the run's mesh and rules; rows over all devices where they do not fit."""
+
+        def parts(mesh: MeshConfig) -> Parts:
+            config = replace(self.config, mesh=mesh)
+            return make_parts(config, make_mesh(mesh.sizes)[0], model, labels)
+
+        labels = read_labels(model)
         try:
-            mesh, _ = make_mesh(flatten(self.config.mesh))
+            return parts(self.config.mesh)
         except UserError:
-            mesh, _ = make_mesh(flatten(MeshConfig()))
-            self.say(
-                f"the run's mesh does not fit here; rows go over {mesh.size} devices"
-            )
-        return mesh
+            found = parts(MeshConfig())  # raises the same if it was not the mesh
+            count = found.mesh.size
+            self.say(f"the run's mesh does not fit here; rows go over {count} devices")
+            return found
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -146,7 +149,7 @@ class Run:
         if source is not None:
             data = replace(data, format=format, columns=columns, scheme=scheme)
         records = load_records(data, split, source, task=self.config.task.name)
-        return self.parts.encode(records)
+        return self.parts.encode(records, cached=source is None)
 
     def evaluate(self, data: Dataset, name: str, step: int) -> Evaluation:
         """Score one checkpoint; writes ``results/`` and ``predictions/``.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
@@ -21,6 +20,7 @@ from jaxlm.experiment.prepare import (
     describe,
     describe_on_disk,
     loader,
+    phase_line,
     prepare,
 )
 from jaxlm.experiment.scoring import check_metric, score, scorer, validate
@@ -32,11 +32,11 @@ from jaxlm.experiment.workdir import claim, empty
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.loop import Diverged, Due, fit
 from jaxlm.train.objective import task_objective
-from jaxlm.train.optimizer import make_optimizer, optimizer_shardings
+from jaxlm.train.optimizer import make_optimizer
 from jaxlm.train.progress import Progress
 from jaxlm.train.records import RunRecords, read_status
 from jaxlm.train.schedule import make_schedule
-from jaxlm.train.state import State
+from jaxlm.train.state import State, States
 from jaxlm.train.step import make_step
 
 
@@ -63,7 +63,11 @@ def train(
         if first:  # config.json before all else: it says that the rest is a run's
             configs.write(workdir / configs.FILE, config, configs.versions())
             describe_on_disk(run, workdir)
-        with RunRecords(workdir, first) as records, jax.set_mesh(run.parts.mesh):
+        facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
+        with (
+            RunRecords(workdir, first, facts) as records,
+            jax.set_mesh(run.parts.mesh),
+        ):
             return _watched(run, workdir, records, say)
 
 
@@ -71,7 +75,7 @@ def _watched(
     run: Prepared, workdir: Path, records: RunRecords, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """``_train``, whose end stands in status.json however it comes."""
-    total = len(run.plan.steps)
+    total = len(run.plan)
     try:
         return _train(run, workdir, records, say)
     except Diverged as problem:
@@ -102,9 +106,16 @@ def _train(
 ) -> dict[str, Any]:
     describe(run, say)
     config, parts = run.parts.config, run.parts
-    total = len(run.plan.steps)
+    total = len(run.plan)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, total)
     optimizer = make_optimizer(config.optimizer, schedule)
+    states = States(
+        optimizer,
+        run.phases,
+        parts.model.shapes,
+        parts.shardings,
+        replicated(parts.mesh),
+    )
     evaluator = parts.evaluator()
     with Checkpoints(
         workdir / "checkpoints",
@@ -113,7 +124,7 @@ def _train(
         score=scorer(config, parts.task.headline),
         clean=True,
     ) as checkpoints:
-        state, resumed = begin(run, optimizer, checkpoints, say)
+        state, resumed = begin(run, states, checkpoints, say)
         start = int(state.step)
         if records.enabled and not resumed:  # killed before it saved: all over
             (workdir / "metrics.jsonl").unlink(missing_ok=True)
@@ -161,6 +172,7 @@ def _train(
                 check=None
                 if checked
                 else partial(check_metric, config, parts.task.headline),
+                turns=turns(run, states, progress.say),
                 elapsed=elapsed,
                 stopped=stopped,
             )
@@ -173,6 +185,19 @@ def _train(
         return finish(run, state, checkpoints, evaluator, records, began, say)
 
 
+def turns(
+    run: Prepared, states: States, say: Callable[[str], None]
+) -> dict[int, Callable[[State], State]]:
+    """By the step after which each phase but the first begins: how it does."""
+
+    def enter(state: State, phase: int) -> State:
+        say(phase_line(run, phase))
+        return states.enter(state, phase)
+
+    later = list(enumerate(run.phases.begins))[1:]
+    return {step: partial(enter, phase=phase) for phase, step in later}
+
+
 def so_far(records: RunRecords) -> tuple[float, bool]:
     """The seconds that a run has trained, and whether validation was ever scored."""
     lines = records.read()
@@ -183,33 +208,15 @@ def so_far(records: RunRecords) -> tuple[float, bool]:
 
 def begin(
     run: Prepared,
-    optimizer: Any,
+    states: States,
     checkpoints: Checkpoints,
     say: Callable[[str], None],
 ) -> tuple[State, bool]:
     """The newest whole checkpoint's state, or a new one; and whether it is resumed."""
     parts = run.parts
-    whole: Any = replicated(parts.mesh)
-    moments = optimizer_shardings(optimizer, parts.model.shapes, parts.shardings, whole)
-    placed = State(parts.shardings, {}, moments, whole, whole, whole)
-
-    def fresh(params: Any) -> State:
-        key = jax.random.key_data(jax.random.key(parts.config.seed + 1))
-        zero = jnp.int32(0)
-        return State(params, {}, optimizer.init(params), zero, key, zero)
-
-    shapes = jax.eval_shape(fresh, parts.model.shapes)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        shapes,
-        placed,
-    )
-    state = checkpoints.restore_latest(abstract, say)
+    state = checkpoints.restore_latest(states.abstract, say)
     if state is not None:
-        say(f"resuming from step {int(state.step)} of {len(run.plan.steps)}")
+        say(f"resuming from step {int(state.step)} of {len(run.plan)}")
         return state, True
     params = new_params(parts, run.checkpoint)
-    # Not donated: donating what came from numpy may alias host memory on CPU.
-    return jax.jit(fresh, out_shardings=placed)(params), False
+    return states.new(params, parts.config.seed + 1), False

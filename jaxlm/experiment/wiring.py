@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from flax import nnx
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, read_json
-from jaxlm.core.mesh import batch_sharding, row_parts, shardings
+from jaxlm.core.mesh import Rules
+from jaxlm.core.schema import flatten, to_dict
+from jaxlm.core.trees import BACKBONE
 from jaxlm.core.types import Batch, Params, Record, Task
 from jaxlm.data import sources
 from jaxlm.data.config import DataConfig
-from jaxlm.data.dataset import Dataset, encode
+from jaxlm.data.dataset import Dataset
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.experiment.config import ExperimentConfig
@@ -29,6 +33,7 @@ from jaxlm.models.pretrained import Checkpoint, load_weights, read_config
 from jaxlm.models.transformer import Transformer
 from jaxlm.tasks.registry import TASKS
 from jaxlm.train.evaluator import Evaluator
+from jaxlm.train.phases import cuts, parse_phases
 
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
 LABELS = "labels.json"
@@ -40,7 +45,9 @@ class Parts:
 
     config: ExperimentConfig
     mesh: jax.sharding.Mesh
+    rules: Rules
     tokenizer: Tokenizer
+    windowing: Windowing
     task: Task
     transformer: TransformerConfig
     model: Model
@@ -59,7 +66,7 @@ class Parts:
 
     def place(self, arrays: Mapping[str, np.ndarray]) -> Batch:
         """This process's rows of a batch onto the mesh."""
-        rows = batch_sharding(self.mesh)
+        rows = self.rules.batch_sharding(self.mesh)
         return {
             name: jax.make_array_from_process_local_data(rows, value)
             for name, value in arrays.items()
@@ -67,20 +74,32 @@ class Parts:
 
     def evaluator(self) -> Evaluator:
         """An evaluator whose batch divides over the mesh."""
-        data = self.config.data
+        data, rows = self.config.data, self.config.evaluate.batch_size
         return Evaluator(
             self.task,
             self.model.apply,
             self.mesh,
             place=self.place,
-            batch_size=rows_on_mesh(self.config.evaluate.batch_size, self.mesh),
+            batch_size=self.rules.rows_on_mesh(self.mesh, rows),
             max_length=data.max_length,
             packing=data.packing,
         )
 
-    def encode(self, records: Sequence[Record]) -> Dataset:
-        """Records to windows, by the task."""
-        return encode(records, self.task.encode)
+    def encode(self, records: Sequence[Record], *, cached: bool = False) -> Dataset:
+        """Records to windows, by the task; their lengths ``cached`` for later runs."""
+        return Dataset(records, self.task.encode, encoding=self.encoding, cached=cached)
+
+    @cached_property
+    def encoding(self) -> str:
+        """A sha256 of what decides how a record becomes windows."""
+        facts = {
+            "tokenizer": self.tokenizer.serialised,
+            "task": to_dict(self.config.task),
+            "labels": self.task.labels,
+            "windowing": asdict(self.windowing),
+            "frame": asdict(self.tokenizer.frame),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def make_parts(
@@ -103,10 +122,12 @@ def make_parts(
     _, transformer, _ = read_config(directory)
     transformer = adapt(transformer, config, task)
     check_fit(config, transformer, tokenizer, directory)
-    check_heads(transformer, mesh)
+    rules = Rules.of(flatten(config.mesh.rules))
+    check_heads(transformer, mesh, rules)
     backbone = partial(
         Transformer,
         transformer,
+        rules=rules,
         scan=config.model.scan,
         remat=config.model.remat,
         dtype=DTYPES[config.train.precision],
@@ -116,8 +137,10 @@ def make_parts(
         return task.build(backbone(rngs), rngs)
 
     model = functional(make)
-    placed = shardings(mesh, model.axes, model.shapes)
-    return Parts(config, mesh, tokenizer, task, transformer, model, placed)
+    placed = rules.shardings(mesh, model.axes, model.shapes)
+    return Parts(
+        config, mesh, rules, tokenizer, windowing, task, transformer, model, placed
+    )
 
 
 def adapt(
@@ -125,7 +148,11 @@ def adapt(
 ) -> TransformerConfig:
     """The checkpoint's architecture with what the run changes."""
     rate = config.model.dropout
-    changes: dict[str, Any] = {"pooler": task.pooler}
+    phases = parse_phases(config.train.phases)
+    changes: dict[str, Any] = {
+        "pooler": task.pooler,
+        "splits": cuts(phases, transformer.layers),
+    }
     if rate is not None:
         changes |= dict.fromkeys(("dropout", "attention_dropout", "head_dropout"), rate)
     return replace(transformer, **changes)
@@ -150,23 +177,16 @@ def check_fit(
         )
 
 
-def check_heads(transformer: TransformerConfig, mesh: jax.sharding.Mesh) -> None:
-    """Refuse to cut through an attention head: the width may divide, heads may not."""
-    parts = mesh.shape["tensor"]
-    if transformer.heads % parts:
-        raise UserError(
-            f"config.mesh.tensor: {parts} devices do not divide the model's"
-            f" {transformer.heads} heads; a divisor of {transformer.heads}"
-        )
+def check_heads(
+    transformer: TransformerConfig, mesh: jax.sharding.Mesh, rules: Rules
+) -> None:
+    """Refuse uneven heads: the width, which a kernel has, may divide where they do not.
 
-
-def rows_on_mesh(rows: int, mesh: jax.sharding.Mesh, accumulation: int = 1) -> int:
-    """``rows`` rounded up to what divides over the devices and the microbatches.
-
-    The rows that are added are padding, of weight 0: the losses stay those of ``rows``.
+    Raises:
+      UserError: the heads, or the inside of each, do not divide by their devices.
     """
-    parts = row_parts(mesh) * accumulation
-    return -(-rows // parts) * parts
+    shape = (transformer.heads, transformer.width // transformer.heads)
+    rules.sharding(mesh, ("heads", "head_size"), shape, "the model")
 
 
 def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
@@ -179,13 +199,13 @@ def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
         return jax.jit(parts.model.init, out_shardings=parts.shardings)(key)
     fitted = replace(checkpoint, config=parts.transformer)
     shapes, placed = dict(parts.model.shapes), dict(parts.shardings)
-    backbone = load_weights(fitted, shapes.pop("backbone"), placed.pop("backbone"))
+    backbone = load_weights(fitted, shapes.pop(BACKBONE), placed.pop(BACKBONE))
 
     def head(key: jax.Array) -> Params:
         params = parts.model.init(key)
         return {name: params[name] for name in shapes}
 
-    return {"backbone": backbone, **jax.jit(head, out_shardings=placed)(key)}
+    return {BACKBONE: backbone, **jax.jit(head, out_shardings=placed)(key)}
 
 
 def load_records(

@@ -28,8 +28,8 @@ In this order: what is left by an interrupted one still tells whose it is, and h
 nothing to resume from.
 """
 MAY_CHANGE = (
-    "mesh", "checkpoint", "data.workers", "train.log_every_steps", "model.scan",
-    "model.remat",
+    "mesh", "mesh.rules", "checkpoint", "data.workers", "train.log_every_steps",
+    "model.scan", "model.remat",
 )  # fmt: skip
 """What a resumed run may change: it is the same experiment."""
 LOCK_SECONDS = 1.0

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core.mesh import constrain
+from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.models.layers import dropout
 
 MASKED = -1e30
@@ -29,6 +29,17 @@ def attention_bias(segments: jax.Array) -> jax.Array:
     return jnp.where(same & real, 0.0, MASKED)[:, None]
 
 
+def attention_weights(query: jax.Array, key: jax.Array, bias: jax.Array) -> jax.Array:
+    """How much each token attends to each other: f32[B, H, S, S], rows that sum to 1.
+
+    ``query, key [B, S, H, K]``, ``bias f32[B, 1, S, S]``. Scores and softmax are fp32.
+    """
+    scores = jnp.einsum(
+        "bshk,bthk->bhst", query, key, preferred_element_type=jnp.float32
+    )
+    return jax.nn.softmax(scores / math.sqrt(query.shape[-1]) + bias, axis=-1)
+
+
 def dense_attention(
     query: jax.Array,
     key: jax.Array,
@@ -37,16 +48,14 @@ def dense_attention(
     *,
     rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    rules: Rules = NO_RULES,
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al., 2017, equation 1).
 
     ``query, key, value [B, S, H, K]``, ``bias f32[B, 1, S, S]``; returns [B, S, H, K].
-    Scores and softmax are fp32. ``rate`` drops attention weights, as BERT does.
+    ``rate`` drops attention weights, as BERT does.
     """
-    scores = jnp.einsum(
-        "bshk,bthk->bhst", query, key, preferred_element_type=jnp.float32
-    )
-    weights = jax.nn.softmax(scores / math.sqrt(query.shape[-1]) + bias, axis=-1)
-    weights = dropout(weights.astype(value.dtype), rate, dropout_key)
-    weights = constrain(weights, ("batch", "heads", "sequence", None))
+    weights = attention_weights(query, key, bias).astype(value.dtype)
+    weights = dropout(weights, rate, dropout_key)
+    weights = rules.constrain(weights, ("batch", "heads", "sequence", None))
     return jnp.einsum("bhst,bthk->bshk", weights, value)

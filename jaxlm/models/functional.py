@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,16 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
 
-    def apply(params: Params, batch: Batch, key: jax.Array | None = None) -> Outputs:
-        return nnx.merge(graph, as_state(params))(batch, key)
+    def apply(
+        params: Params,
+        batch: Batch,
+        key: jax.Array | None = None,
+        *,
+        cache: Any = None,
+        collect: Collection[str] = (),
+    ) -> Outputs:
+        module = nnx.merge(graph, as_state(params))
+        return module(batch, key, cache=cache, collect=collect)
 
     def as_state(params: Params) -> nnx.State:
         filled = jax.tree.map(lambda leaf: leaf, state)

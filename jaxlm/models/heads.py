@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,11 +33,19 @@ class Head(nnx.Module):
             ("width", "labels"),
             initializer=jax.nn.initializers.normal(config.initializer_range),
             rngs=rngs,
+            rules=backbone.rules,  # pyright: ignore
         )
 
-    def __call__(self, batch: Batch, key: jax.Array | None = None) -> Outputs:
+    def __call__(
+        self,
+        batch: Batch,
+        key: jax.Array | None = None,
+        *,
+        cache: Any = None,
+        collect: Collection[str] = (),
+    ) -> Outputs:
         backbone_key, head_key = split_key(key, 2)
-        outputs = self.backbone(batch, backbone_key)
+        outputs = self.backbone(batch, backbone_key, cache=cache, collect=collect)
         if self.reads == "mean":
             x = segment_mean(outputs["hidden"], batch)
         else:

@@ -1,8 +1,8 @@
 """The parts that every Transformer is built from.
 
 Modules hold parameters and nothing else: dropout keys are passed at the call, and each
-parameter carries the logical names of its dimensions (``axes``), which the sharding
-rules of ``jaxlm.core.mesh`` map to mesh axes.
+parameter carries the logical names of its dimensions (``axes``), which the config's
+rules (``jaxlm.core.mesh.Rules``) map to mesh axes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from jaxlm.core.mesh import NO_RULES, Rules
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -70,12 +72,14 @@ class Linear(nnx.Module):
         *,
         initializer: Initializer,
         rngs: nnx.Rngs,
+        rules: Rules = NO_RULES,
     ):
+        self.axes, self.rules = axes, rules
         self.kernel = parameter(initializer(rngs.params(), sizes, jnp.float32), axes)
         self.bias = parameter(jnp.zeros(sizes[1], jnp.float32), axes[1:])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = matmul(x, self.kernel[...])
+        y = matmul(x, self.rules.gather(self.kernel[...], self.axes))
         return y + along_last(self.bias[...].astype(x.dtype), y)
 
 

@@ -8,7 +8,7 @@ rule (what is frozen, say) stop at a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.core.trees import flatten, unflatten
+from jaxlm.core.types import Outputs
 
 
 def stack_names(stacks: Sequence[int]) -> list[tuple[str, range]]:
@@ -59,33 +60,34 @@ def run_stack(
     *,
     scan: bool,
     remat: str,
-) -> jax.Array:
+    collect: Collection[str] = (),
+) -> tuple[jax.Array, Outputs]:
     """``x [B, S, D]`` through the layers of a stack; see ``Block`` for the rest.
 
-    Layer n draws its dropout from ``fold_in(key, n)``, however the model is cut.
+    Layer n draws its dropout from ``fold_in(key, n)``, however the model is cut. What
+    the blocks collect comes back as ``[layers, B, ...]`` by its name.
     """
     graph, params = nnx.split(stack)
 
-    def layer(x: jax.Array, number: jax.Array, params: Any) -> jax.Array:
+    def layer(x: jax.Array, number: jax.Array, params: Any) -> Any:
         layer_key = None if key is None else jax.random.fold_in(key, number)
-        return nnx.merge(graph, params)(x, bias, layer_key)
+        return nnx.merge(graph, params)(x, bias, layer_key, collect)
 
     layer = rematerialise(layer, remat)
     numbers = jnp.arange(layers.start, layers.stop)
     if scan:
-        x, _ = jax.lax.scan(
-            lambda x, each: (layer(x, *each), None), x, (numbers, params)
-        )
-        return x
+        return jax.lax.scan(lambda x, each: layer(x, *each), x, (numbers, params))
     # lax.split and not indexing: its transpose is one concatenation, where the
     # transpose of an index is a scatter into zeros of the whole stack, once for every
     # layer.
     leaves, tree = jax.tree.flatten(params)
     columns = [jax.lax.split(leaf, (1,) * len(layers)) for leaf in leaves]
+    found = []
     for index, number in enumerate(layers):
         parts = [jnp.squeeze(column[index], 0) for column in columns]
-        x = layer(x, jnp.uint32(number), jax.tree.unflatten(tree, parts))
-    return x
+        x, values = layer(x, jnp.uint32(number), jax.tree.unflatten(tree, parts))
+        found.append(values)
+    return x, jax.tree.map(lambda *values: jnp.stack(values), *found)
 
 
 def rematerialise(function: Callable[..., Any], remat: str) -> Callable[..., Any]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlm.core.mesh import constrain
+from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.core.types import Batch, Outputs
-from jaxlm.models.attention import attention_bias, dense_attention
+from jaxlm.models.attention import (
+    attention_bias,
+    attention_weights,
+    dense_attention,
+)
 from jaxlm.models.config import TransformerConfig
 from jaxlm.models.layers import (
     ACTIVATIONS,
@@ -23,6 +29,8 @@ from jaxlm.models.layers import (
 from jaxlm.models.stacks import create_stack, run_stack, stack_names
 
 ACTIVATION_AXES = ("batch", "sequence", "width")
+COLLECTED = ("hidden_states", "attention")
+"""What may be asked for by ``collect``."""
 
 
 class Embeddings(nnx.Module):
@@ -51,14 +59,16 @@ class Embeddings(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention with its four linear maps."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, rules: Rules, rngs: nnx.Rngs):
         width = config.width
         make = partial(
             Linear,
             (width, width),
             initializer=jax.nn.initializers.normal(config.initializer_range),
             rngs=rngs,
+            rules=rules,
         )
+        self.rules = rules
         self.heads = config.heads
         self.dropout = config.attention_dropout
         self.query = make(axes=("width", "heads"))
@@ -67,58 +77,84 @@ class Attention(nnx.Module):
         self.output = make(axes=("heads", "width"))
 
     def __call__(
-        self, x: jax.Array, bias: jax.Array, key: jax.Array | None
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        bias: jax.Array,
+        key: jax.Array | None,
+        collect: Collection[str],
+    ) -> tuple[jax.Array, Outputs]:
         query, keys, value = (
-            constrain(
+            self.rules.constrain(
                 part.reshape(*part.shape[:2], self.heads, -1),
-                ("batch", "sequence", "heads", None),
+                ("batch", "sequence", "heads", "head_size"),
             )
             for part in (self.query(x), self.key(x), self.value(x))
         )
         y = dense_attention(
-            query, keys, value, bias, rate=self.dropout, dropout_key=key
+            query,
+            keys,
+            value,
+            bias,
+            rate=self.dropout,
+            dropout_key=key,
+            rules=self.rules,
         )
-        return self.output(y.reshape(x.shape))
+        found = {}
+        if "attention" in collect:
+            found["attention"] = attention_weights(query, keys, bias)
+        return self.output(y.reshape(x.shape)), found
 
 
 class Mlp(nnx.Module):
     """Two linear maps around an activation."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, rules: Rules, rngs: nnx.Rngs):
         make = partial(
             Linear,
             initializer=jax.nn.initializers.normal(config.initializer_range),
             rngs=rngs,
+            rules=rules,
         )
+        self.rules = rules
         self.activation = config.activation
         self.up = make((config.width, config.mlp_width), ("width", "mlp"))
         self.down = make((config.mlp_width, config.width), ("mlp", "width"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = constrain(self.up(x), ("batch", "sequence", "mlp"))
+        y = self.rules.constrain(self.up(x), ("batch", "sequence", "mlp"))
         return self.down(ACTIVATIONS[self.activation](y))
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each added to its input and then normalised (post-norm)."""
+    """Attention and MLP, each added to its input and then normalised (post-norm).
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    Returns ``x [B, S, D]`` and, of what ``collect`` names, this layer's part.
+    """
+
+    def __init__(self, config: TransformerConfig, rules: Rules, rngs: nnx.Rngs):
+        self.rules = rules
         self.dropout = config.dropout
-        self.attention = Attention(config, rngs)
+        self.attention = Attention(config, rules, rngs)
         self.attention_norm = LayerNorm(config.width, config.norm_epsilon)
-        self.mlp = Mlp(config, rngs)
+        self.mlp = Mlp(config, rules, rngs)
         self.mlp_norm = LayerNorm(config.width, config.norm_epsilon)
 
     def __call__(
-        self, x: jax.Array, bias: jax.Array, key: jax.Array | None
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        bias: jax.Array,
+        key: jax.Array | None,
+        collect: Collection[str],
+    ) -> tuple[jax.Array, Outputs]:
         weights_key, attention_key, mlp_key = split_key(key, 3)
-        y = self.attention(x, bias, weights_key)
+        y, found = self.attention(x, bias, weights_key, collect)
         x = self.attention_norm(x + dropout(y, self.dropout, attention_key))
         y = self.mlp(x)
         x = self.mlp_norm(x + dropout(y, self.dropout, mlp_key))
-        return constrain(x, ACTIVATION_AXES)
+        x = self.rules.constrain(x, ACTIVATION_AXES)
+        if "hidden_states" in collect:
+            found["hidden_states"] = x
+        return x, found
 
 
 class Transformer(nnx.Module):
@@ -126,7 +162,12 @@ class Transformer(nnx.Module):
 
     Called with a batch (see ``jaxlm.core.types.Batch``; ``types i32[B, S]`` is
     optional) it returns ``hidden [B, S, D]`` and, with a pooler, ``pooled [B, P, D]``:
-    the first token of every segment through a tanh layer.
+    the first token of every segment through a tanh layer. ``collect`` adds
+    ``hidden_states [B, layers + 1, S, D]``, those of the embeddings and of every layer,
+    and ``attention f32[B, layers, H, S, S]``, the weights before dropout.
+
+    Raises:
+      ValueError: ``collect`` has another name, or there is a ``cache``.
     """
 
     def __init__(
@@ -134,14 +175,16 @@ class Transformer(nnx.Module):
         config: TransformerConfig,
         rngs: nnx.Rngs,
         *,
+        rules: Rules = NO_RULES,
         scan: bool = False,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
     ):
-        self.config, self.scan, self.remat, self.dtype = config, scan, remat, dtype
+        self.config, self.rules, self.dtype = config, rules, dtype
+        self.scan, self.remat = scan, remat
         self.embeddings = Embeddings(config, rngs)
         for name, layers in stack_names(config.stacks):
-            stack = create_stack(partial(Block, config), len(layers), rngs)
+            stack = create_stack(partial(Block, config, rules), len(layers), rngs)
             setattr(self, name, stack)
         if config.pooler:
             self.pooler = Linear(
@@ -149,17 +192,31 @@ class Transformer(nnx.Module):
                 ("width", "width_out"),
                 initializer=jax.nn.initializers.normal(config.initializer_range),
                 rngs=rngs,
+                rules=rules,
             )
 
-    def __call__(self, batch: Batch, key: jax.Array | None = None) -> Outputs:
+    def __call__(
+        self,
+        batch: Batch,
+        key: jax.Array | None = None,
+        *,
+        cache: Any = None,
+        collect: Collection[str] = (),
+    ) -> Outputs:
+        if cache is not None:
+            raise ValueError("an encoder has no cache; cache=None alone is allowed")
+        if unknown := [name for name in collect if name not in COLLECTED]:
+            allowed = ", ".join(COLLECTED)
+            raise ValueError(f"collect={unknown} is not allowed; any of: {allowed}")
         if "types" not in batch:
             batch = {**batch, "types": jnp.zeros_like(batch["tokens"])}
         embeddings_key, layers_key = split_key(key, 2)
         bias = attention_bias(batch["segments"])
         x = self.embeddings(batch, self.dtype, embeddings_key)
-        x = constrain(x, ACTIVATION_AXES)
+        x = embedded = self.rules.constrain(x, ACTIVATION_AXES)
+        found = []
         for name, layers in stack_names(self.config.stacks):
-            x = run_stack(
+            x, values = run_stack(
                 getattr(self, name),
                 layers,
                 x,
@@ -167,9 +224,25 @@ class Transformer(nnx.Module):
                 layers_key,
                 scan=self.scan,
                 remat=self.remat,
+                collect=collect,
             )
-        outputs = {"hidden": x}
+            found.append(values)
+        outputs = {"hidden": x, **join_layers(embedded, found)}
         if self.config.pooler:
             first = jnp.take_along_axis(x, batch["starts"][:, :, None], axis=1)
             outputs["pooled"] = jnp.tanh(self.pooler(first))
         return outputs
+
+
+def join_layers(embedded: jax.Array, stacks: Sequence[Outputs]) -> Outputs:
+    """What stacks collected ``[layers, B, ...]`` as one ``[B, layers, ...]`` each.
+
+    The embeddings' output ``[B, S, D]`` comes first among the hidden states.
+    """
+    joined = {}
+    for name in stacks[0]:
+        parts = [stack[name] for stack in stacks]
+        if name == "hidden_states":
+            parts.insert(0, embedded[None])
+        joined[name] = jnp.moveaxis(jnp.concatenate(parts), 0, 1)
+    return joined

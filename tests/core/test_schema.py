@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from jaxlm.core import schema
+from jaxlm.core.config import explain, parse_overrides, resolve
 from jaxlm.core.errors import UserError
 from jaxlm.core.schema import ConfigError, field
 from jaxlm.experiment import ExperimentConfig
+from jaxlm.experiment.config import MeshConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Inner:
     rate: float = field(0.5, "how fast", above=0.0, below=1.0)
     limit: float | None = field(None, "how far", minimum=0.0)
     kind: str = field("red", "which", choices=("red", "green"))
+    kinds: tuple[str, ...] = field((), "some of them", choices=("red", "green"))
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,13 @@ def test_a_wrong_type_is_named_with_what_is_allowed(values: dict, message: str):
         ("limit", -0.5, "a number, at least 0, or none"),
         ("kind", "blue", "one of red, green"),
         ("kind", "gren", "nearest: green; one of red, green"),
+        ("kinds", ("blue",), "a list of red, green, each at most once"),
+        ("kinds", ("red", "red"), "a list of red, green, each at most once"),
+        (
+            "kinds",
+            ("red", "gren"),
+            "nearest: green; a list of red, green, each at most once",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_told_the_range(name: str, value: Any, allowed: str):
@@ -137,7 +147,7 @@ def test_an_unknown_key_is_told_the_nearest_of_the_whole_tree(
 
 def test_an_unknown_key_is_told_the_keys_of_its_section():
     assert refused({"inner": {"zzz": 1}}) == (
-        "config.inner.zzz: no such key; config.inner has size, rate, limit, kind"
+        "config.inner.zzz: no such key; config.inner has size, rate, limit, kind, kinds"
     )
 
 
@@ -160,6 +170,7 @@ def test_keys_come_in_the_order_of_declaration():
         "inner.rate",
         "inner.limit",
         "inner.kind",
+        "inner.kinds",
     ]
 
 
@@ -271,8 +282,9 @@ def test_every_default_of_the_experiment_is_itself_allowed(key: str):
 @pytest.mark.parametrize("key", LEAVES)
 def test_every_value_of_the_experiment_can_be_written_as_text(key: str):
     leaf = LEAVES[key]
-    text = ",".join(leaf.default) if leaf.default == () else str(leaf.default)
-    assert schema.parse_text(text, leaf.annotation) == leaf.default
+    default = leaf.default
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    assert schema.parse_text(text, leaf.annotation) == default
 
 
 @pytest.mark.parametrize(
@@ -323,3 +335,45 @@ def test_values_that_cannot_go_together_are_refused(values: dict, message: str):
 )
 def test_values_that_just_go_together_are_allowed(values: dict):
     schema.build(ExperimentConfig, values)
+
+
+RULE = "a list of data, fsdp, tensor, context, each at most once"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fsdp,tensr", f"('fsdp', 'tensr') is not allowed; nearest: tensor; {RULE}"),
+        ("fsdp,fsdp", f"('fsdp', 'fsdp') is not allowed; {RULE}"),
+        ("fsdp,,data", f"'fsdp,,data' is not allowed; {RULE}"),
+    ],
+)
+def test_a_wrong_rule_on_the_command_line_is_told_the_mesh_axes(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(ExperimentConfig, [f"--config.mesh.rules.width={text}"])
+    assert str(caught.value) == f"config.mesh.rules.width: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("fsdp,tensor", ("fsdp", "tensor")), ("", ())]
+)
+def test_a_rule_is_set_on_the_command_line(text, value):
+    config = resolve(ExperimentConfig, None, [f"--config.mesh.rules.width={text}"])
+    assert config.config.mesh.rules.width == value
+
+
+def test_a_logical_axis_that_does_not_exist_is_told_the_nearest():
+    message = refused({"mesh": {"rules": {"widht": ["fsdp"]}}}, ExperimentConfig)
+    assert "nearest: config.mesh.rules.width; config.mesh.rules has batch," in message
+
+
+def test_explain_shows_the_rules():
+    lines = explain(resolve(ExperimentConfig, None, []), width=200).splitlines()
+    start = lines.index("config.mesh.rules") + 1
+    shown = {line.split()[0]: line.split()[1] for line in lines[start : start + 8]}
+    assert shown["batch"] == "data,fsdp" and shown["layers"] == "()"
+    assert RULE in lines[start]
+
+
+def test_the_sizes_of_a_mesh_are_without_its_rules():
+    assert MeshConfig(data=2).sizes == {"data": 2, "fsdp": 1, "tensor": 1, "context": 1}

@@ -241,11 +241,18 @@ def test_every_word_counts_once_however_long_the_sentence(ner_run, call, tmp_pat
     assert sum(map(sum, counts)) == 301
 
 
-def test_a_machine_with_fewer_devices_than_the_mesh_gives_the_same(ner_copy, call):
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"data": 2, "fsdp": 16, "tensor": 1, "context": 1},
+        {"data": 8, "rules": {"layers": ["data"]}},
+    ],
+)
+def test_a_machine_that_the_mesh_does_not_fit_gives_the_same(ner_copy, call, mesh):
     call("evaluate", f"--workdir={ner_copy}", "--step=60")
     before = results(ner_copy, "test-60")
     document = json.loads((ner_copy / "config.json").read_text())
-    document["config"]["mesh"] = {"data": 2, "fsdp": 16, "tensor": 1, "context": 1}
+    document["config"]["mesh"] = mesh
     (ner_copy / "config.json").write_text(json.dumps(document))
     answer = call("evaluate", f"--workdir={ner_copy}", "--step=60")
     assert answer.code == 0 and "does not fit here" in answer.out

@@ -107,6 +107,36 @@ def their_loss(torch, logits, labels):
     )
 
 
+INSIDE = {"output_hidden_states": True, "output_attentions": True}
+
+
+def their_inside(outputs):
+    """What torch's layers gave, as ours: leading axis B, then layers."""
+    stacked = {"hidden_states": outputs.hidden_states, "attention": outputs.attentions}
+    return {
+        name: np.stack([layer.detach().numpy() for layer in layers], 1)
+        for name, layers in stacked.items()
+    }
+
+
+def check_inside(ours, theirs, places, their_places):
+    """Compare every layer over the real positions: (row, positions) of each segment."""
+
+    def real(values, places):
+        parts = [np.asarray(values)[row][..., where, :] for row, where in places]
+        if values.ndim == 5:  # attention: from a segment's tokens to its own
+            pairs = zip(parts, places, strict=True)
+            parts = [part[..., where] for part, (_, where) in pairs]
+        return [part.reshape(len(part), -1) for part in parts]
+
+    for name in theirs:
+        found = np.concatenate(real(ours[name], places), 1)
+        wanted = np.concatenate(real(theirs[name], their_places), 1)
+        assert found.shape == wanted.shape, name
+        for layer, pair in enumerate(zip(found, wanted, strict=True)):
+            assert error(*pair) <= FORWARD, f"{name} of layer {layer}"
+
+
 def our_gradients(params, apply, batch, labels):
     def loss(params):
         outputs = apply(params, batch)
@@ -162,6 +192,7 @@ def real(torch, minilm, make_batch, open_model):
         return SimpleNamespace(
             batch=batch,
             labels=targets,
+            order=order,
             flat=lambda hidden: np.concatenate(
                 [np.asarray(hidden)[row, where] for row, where in order]
             ),
@@ -173,12 +204,16 @@ def real(torch, minilm, make_batch, open_model):
     ).eval()
     torch.manual_seed(0)
     head = torch.nn.Linear(theirs.config.hidden_size, LABELS)
-    hidden = theirs(**their_inputs(torch, padded.batch)).last_hidden_state
+    outputs = theirs(**their_inputs(torch, padded.batch), **INSIDE)
+    hidden = outputs.last_hidden_state
     their_loss(torch, head(hidden), padded.labels).backward()
-    params, apply = with_head(open_model(minilm), "hidden", head)
+    model = open_model(minilm)
+    params, apply = with_head(model, "hidden", head)
     return SimpleNamespace(
         batches={"padded": padded, "packed": packed},
         hidden=padded.flat(hidden.detach().numpy()),
+        inside=their_inside(outputs),
+        model=model,
         theirs=dict(theirs.named_parameters()),
         head=head,
         ours={
@@ -194,6 +229,16 @@ def test_hidden_states_of_a_real_bert_equal_those_of_torch(real, kind):
     found = error(real.batches[kind].flat(outputs["hidden"]), real.hidden)
     print(f"MiniLM hidden states, {kind}: {found:.2e}")
     assert found <= FORWARD
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_every_layer_of_a_real_bert_equals_that_of_torch(real, kind):
+    collect = tuple(real.inside)
+    ours = jax.jit(partial(real.model.apply, collect=collect))(
+        real.model.params, real.batches[kind].batch
+    )
+    places = real.batches[kind].order
+    check_inside(ours, real.inside, places, real.batches["padded"].order)
 
 
 @pytest.mark.parametrize("kind", ["padded", "packed"])
@@ -268,6 +313,19 @@ def saved(torch, kind, config, folder):
             parameter.add_(torch.randn_like(parameter) * 0.1)
     theirs.save_pretrained(folder)
     return theirs
+
+
+def test_every_layer_equals_that_of_torch(torch, small, tmp_path, open_model):
+    from transformers import BertModel
+
+    config, batch, scan = small
+    theirs = saved(torch, BertModel, config, tmp_path)
+    with torch.no_grad():
+        wanted = their_inside(theirs(**their_inputs(torch, batch), **INSIDE))
+    model = open_model(tmp_path, scan=scan, splits=(1,) if scan else ())
+    apply = jax.jit(partial(model.apply, collect=tuple(wanted)))
+    places = [(row, np.flatnonzero(real)) for row, real in enumerate(batch["mask"])]
+    check_inside(apply(model.params, batch), wanted, places, places)
 
 
 def check_small(torch, theirs, small, model, reads, labels):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlm.core.errors import UserError
-from jaxlm.core.mesh import make_mesh, shardings
+from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.core.safetensors import write
 from jaxlm.core.trees import flatten
 from jaxlm.data.tokenizer import Tokenizer
@@ -231,12 +231,25 @@ def test_the_dropout_of_the_head_is_that_of_the_layers_where_none(save):
     assert open_checkpoint(str(folder)).config.head_dropout == 0.2
 
 
+MESH = {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
+RULES = Rules.of(
+    {
+        "batch": ("data", "fsdp"),
+        "sequence": ("context",),
+        "width": ("fsdp",),
+        "heads": ("tensor",),
+        "mlp": ("tensor",),
+        "vocab": ("tensor",),
+    }
+)
+
+
 def test_weights_born_on_a_mesh_equal_those_on_one_device(save, open_model):
     tensors = their_weights()
     folder = save(tensors)
     plain = open_model(folder, pooler=True)
-    mesh, _ = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    placed = shardings(mesh, plain.axes, plain.shapes)
+    mesh, _ = make_mesh(MESH)
+    placed = RULES.shardings(mesh, plain.axes, plain.shapes)
     params = load_weights(plain.checkpoint, plain.shapes, placed)
     check_loaded(params, tensors)
     kernel = params["layers"]["mlp"]["up"]["kernel"]
@@ -247,15 +260,17 @@ def test_weights_born_on_a_mesh_equal_those_on_one_device(save, open_model):
 
 
 def test_a_model_on_a_mesh_computes_what_one_device_does(save, open_model, make_batch):
-    plain = open_model(save(their_weights()), scan=True)
-    mesh, _ = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    folder = save(their_weights())
+    plain = open_model(folder, scan=True)
+    model = open_model(folder, scan=True, rules=RULES)
+    mesh, _ = make_mesh(MESH)
     random = np.random.default_rng(0)
     batch = make_batch([[(random.integers(1, 40, n), 0)] for n in (8, 3, 5, 7)], 8)
     expected = jax.jit(plain.apply)(plain.params, batch)["hidden"]
-    placed = shardings(mesh, plain.axes, plain.shapes)
-    params = load_weights(plain.checkpoint, plain.shapes, placed)
+    placed = RULES.shardings(mesh, model.axes, model.shapes)
+    params = load_weights(model.checkpoint, model.shapes, placed)
     with jax.set_mesh(mesh):
-        found = jax.jit(plain.apply)(params, batch)["hidden"]
+        found = jax.jit(model.apply)(params, batch)["hidden"]
     # The same sums in two parts: fp32 rounding.
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.core.trees import flatten
 from jaxlm.models.functional import functional
+from jaxlm.models.heads import Head
 from jaxlm.models.layers import dropout
 from jaxlm.models.stacks import regroup, rematerialise, stack_names
 from jaxlm.models.transformer import Transformer
@@ -145,6 +147,108 @@ def test_every_leaf_of_a_stack_names_its_axes(tiny_config):
     for name, leaf in shapes.items():
         assert len(axes[name]) == len(leaf.shape), name
         assert (axes[name][0] == "layers") == name.startswith("layers"), name
+
+
+COLLECT = ("hidden_states", "attention")
+
+
+@pytest.fixture(scope="module")
+def collected(batch):
+    """All outputs, what is collected among them, dropout on unless the key is None."""
+
+    def made(config, params, key=KEY, changes=(), **options):
+        model = functional(partial(Transformer, config, **options))
+        apply = jax.jit(partial(model.apply, collect=COLLECT))
+        return apply(params, {**batch, **dict(changes)}, key)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def collected_unrolled(collected, tiny_config, params):
+    return collected(tiny_config, params)
+
+
+@pytest.mark.parametrize(
+    ("splits", "options"),
+    [
+        ((), {"scan": True}),
+        ((), {"scan": True, "remat": "block"}),
+        ((), {"remat": "dots"}),
+        ((1,), {"scan": True}),
+        ((1,), {}),
+    ],
+)
+def test_what_is_collected_is_the_same_however_layers_run(
+    collected, collected_unrolled, tiny_config, params, splits, options
+):
+    config = replace(tiny_config, splits=splits)
+    cut = regroup(params, tiny_config.stacks, config.stacks)
+    check_equal(collected(config, cut, **options), collected_unrolled)
+
+
+def test_hidden_states_end_with_the_output_and_are_of_every_layer(
+    collected_unrolled, tiny_config, batch
+):
+    states = collected_unrolled["hidden_states"]
+    assert states.shape == (*batch["tokens"].shape[:1], 3, 9, tiny_config.width)
+    assert (states[:, -1] == collected_unrolled["hidden"]).all()
+    assert not np.allclose(states[:, 0], states[:, 1])
+
+
+def test_attention_is_in_fp32_of_a_token_s_own_segment_and_before_dropout(
+    collected, tiny_config, params, batch
+):
+    found = collected(tiny_config, params, dtype=jnp.bfloat16)["attention"]
+    assert found.dtype == jnp.float32
+    assert found.shape == (2, tiny_config.layers, tiny_config.heads, 9, 9)
+    segments = batch["segments"]
+    same = segments[:, :, None] == segments[:, None, :]
+    real = np.broadcast_to(batch["mask"][:, :, None], same.shape)
+    each = np.moveaxis(np.asarray(found), 0, 2)
+    assert (each[:, :, real & ~same] == 0).all()
+    np.testing.assert_allclose(each.sum(-1)[:, :, batch["mask"]], 1, rtol=1e-6)
+
+
+def test_nothing_is_returned_that_was_not_asked_for(forward, tiny_config, params):
+    assert set(forward(tiny_config, params)) == {"hidden", "pooled"}
+
+
+def test_one_name_may_be_collected_alone_and_beside_a_head(tiny_config, batch):
+    model = functional(
+        lambda rngs: Head(Transformer(tiny_config, rngs), "hidden", 3, rngs)
+    )
+    params = jax.eval_shape(model.init, KEY)
+    found = jax.eval_shape(
+        partial(model.apply, collect=("attention",)), params, batch, KEY
+    )
+    assert set(found) == {"hidden", "pooled", "logits", "attention"}
+
+
+@pytest.mark.parametrize("collect", [("hidden",), ("attention", "atention"), "logits"])
+def test_an_unknown_name_to_collect_is_refused(tiny_config, batch, collect):
+    model = functional(partial(Transformer, tiny_config))
+    params = jax.eval_shape(model.init, KEY)
+    with pytest.raises(ValueError, match="any of: hidden_states, attention"):
+        jax.eval_shape(partial(model.apply, collect=collect), params, batch)
+
+
+def test_an_encoder_refuses_a_cache(tiny_config, batch):
+    model = functional(partial(Transformer, tiny_config))
+    params = jax.eval_shape(model.init, KEY)
+    with pytest.raises(ValueError, match="an encoder has no cache"):
+        jax.eval_shape(partial(model.apply, cache={}), params, batch)
+
+
+def test_tokens_that_do_not_divide_over_their_devices_are_computed_alike(
+    collected, tiny_config, params
+):
+    # 9 tokens over 2 devices: the compiler pads.
+    rules = Rules.of({"batch": ("data",), "sequence": ("context",)})
+    mesh, _ = make_mesh({"data": 2, "context": 2})
+    with jax.set_mesh(mesh):
+        found = collected(tiny_config, params, rules=rules)
+    check_equal(found, collected(tiny_config, params))
 
 
 def test_bf16_is_close_to_fp32_within_its_rounding(forward, tiny_config, params):
