@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
@@ -30,6 +31,7 @@ from jaxlm.experiment.wiring import (
 )
 from jaxlm.experiment.workdir import claim, empty
 from jaxlm.train.checkpoints import Checkpoints
+from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.loop import Diverged, Due, fit
 from jaxlm.train.objective import task_objective
 from jaxlm.train.optimizer import make_optimizer
@@ -37,7 +39,7 @@ from jaxlm.train.progress import Progress
 from jaxlm.train.records import RunRecords, read_status
 from jaxlm.train.schedule import make_schedule
 from jaxlm.train.state import State, States
-from jaxlm.train.step import make_step
+from jaxlm.train.step import Step, make_step
 
 
 def train(
@@ -106,7 +108,7 @@ def _train(
 ) -> dict[str, Any]:
     describe(run, say)
     config, parts = run.parts.config, run.parts
-    total = len(run.plan)
+    total, headline = len(run.plan), parts.task.headline
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, total)
     optimizer = make_optimizer(config.optimizer, schedule)
     states = States(
@@ -121,7 +123,7 @@ def _train(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
-        score=scorer(config, parts.task.headline),
+        score=scorer(config, headline),
         clean=True,
     ) as checkpoints:
         state, resumed = begin(run, states, checkpoints, say)
@@ -133,13 +135,7 @@ def _train(
         began = time.perf_counter() - elapsed
         records.write_status("running", start, total)
         if not resumed and config.evaluate.at_start:
-            for split in ("validation", "test"):
-                if split in run.data:
-                    say(f"scoring {split} before the first step")
-                    found = score(evaluator, state, run.data[split], split, records)
-                    if split == "validation":
-                        check_metric(config, parts.task.headline, found.metrics)
-                        checked = True
+            checked = score_before(run, evaluator, state, records, say)
         with (
             Progress(
                 total, start_step=start, epochs=len(run.plan.epoch_ends)
@@ -148,14 +144,7 @@ def _train(
         ):
             state = fit(
                 state,
-                jax.jit(
-                    make_step(
-                        task_objective(parts.task, parts.model.apply),
-                        optimizer,
-                        config.train.accumulation,
-                    ),
-                    donate_argnums=0,
-                ),
+                compiled_step(run, optimizer),
                 loader(run),
                 Due(
                     run.plan,
@@ -168,10 +157,8 @@ def _train(
                 checkpoints=checkpoints,
                 records=records,
                 progress=progress,
-                headline=parts.task.headline,
-                check=None
-                if checked
-                else partial(check_metric, config, parts.task.headline),
+                headline=headline,
+                check=None if checked else partial(check_metric, config, headline),
                 turns=turns(run, states, progress.say),
                 elapsed=elapsed,
                 stopped=stopped,
@@ -183,6 +170,32 @@ def _train(
             )
             raise stopped.error()
         return finish(run, state, checkpoints, evaluator, records, began, say)
+
+
+def compiled_step(run: Prepared, optimizer: optax.GradientTransformation) -> Step:
+    """The step of the run's task, compiled when it is first taken in a phase."""
+    parts = run.parts
+    objective = task_objective(parts.task, parts.model.apply)
+    step = make_step(objective, optimizer, parts.config.train.accumulation)
+    return jax.jit(step, donate_argnums=0)
+
+
+def score_before(
+    run: Prepared,
+    evaluator: Evaluator,
+    state: State,
+    records: RunRecords,
+    say: Callable[[str], None],
+) -> bool:
+    """Score the held-out data before the first step; whether validation was scored."""
+    for split in ("validation", "test"):
+        if split in run.data:
+            say(f"scoring {split} before the first step")
+            found = score(evaluator, state, run.data[split], split, records)
+            if split == "validation":
+                config, headline = run.parts.config, run.parts.task.headline
+                check_metric(config, headline, found.metrics)
+    return "validation" in run.data
 
 
 def turns(
