@@ -54,7 +54,15 @@ def whole(compiled_once, tmp_path_factory, said):
 
 
 def params_of(run, step):
-    return {name: np.array(leaf) for name, leaf in flatten(run.params(step)).items()}
+    """The parameters by name, those of each layer apart: ``layers[1:2]``."""
+    found = {}
+    for name, leaf in flatten(run.params(step)).items():
+        stack, layers, rest = name.partition("/layers/")
+        parts = np.array(leaf) if layers else [np.array(leaf)]
+        for number, part in enumerate(parts):
+            layer = f"{stack}/layers[{number}:{number + 1}]/{rest}"
+            found[layer if layers else name] = part
+    return found
 
 
 def moved(run, before, after):
@@ -112,6 +120,22 @@ def test_a_run_goes_on_over_a_border_with_the_same_bits(whole, tmp_path, border)
     assert [line["loss"] for line in lines(workdir)] == [
         line["loss"] for line in lines(whole)
     ]
+
+
+def test_a_run_in_phases_is_scored_as_while_it_trained(whole, tmp_path):
+    """Its checkpoints are cut at layers, which other doors have in one stack."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    run = Run(workdir)
+    step = run.checkpoints.steps()[-1]
+    assert "layers" in run.params(step)["backbone"]
+    path = workdir / "results" / f"validation-{step}.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    after = run.evaluate(run.dataset("validation"), "validation", step).metrics
+    # Of the same parameters, but in a program that may add in another order.
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+    assert after["f1"] == before["f1"]
 
 
 def test_a_run_in_phases_predicts(whole):

@@ -54,10 +54,14 @@ class Run:
         self.records = RunRecords(self.workdir)
 
     def _parts(self, model: Path) -> Parts:
-        """By the run's mesh and rules; rows over all devices where they do not fit."""
+        """By the run's mesh and rules; rows over all devices where they do not fit.
+
+        Depth is one stack: phases cut it for training alone.
+        """
 
         def parts(mesh: MeshConfig) -> Parts:
-            config = replace(self.config, mesh=mesh)
+            whole = replace(self.config.train, phases=())
+            config = replace(self.config, mesh=mesh, train=whole)
             return make_parts(config, make_mesh(mesh.sizes)[0], model, labels)
 
         labels = read_labels(model)

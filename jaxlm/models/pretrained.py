@@ -13,13 +13,13 @@ import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import read_json
+from jaxlm.core.grouping import stack_names
 from jaxlm.core.safetensors import WeightFiles, open_weights
 from jaxlm.core.sources import locate
 from jaxlm.core.trees import flatten, unflatten
 from jaxlm.core.types import Params
 from jaxlm.models.config import TransformerConfig
 from jaxlm.models.families import FAMILIES, Family
-from jaxlm.models.stacks import stack_names
 
 RANDOM = "random:"
 BUILT_IN = {"tiny": Path(__file__).parent / "tiny"}

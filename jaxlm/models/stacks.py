@@ -8,30 +8,14 @@ rule (what is frozen, say) stop at a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlm.core.trees import flatten, unflatten
 from jaxlm.core.types import Outputs
-
-
-def stack_names(stacks: Sequence[int]) -> list[tuple[str, range]]:
-    """The name of each stack and the layers in it, from the numbers of layers.
-
-    One stack is called ``layers``; several are ``layers[0:8]``, ``layers[8:12]``.
-    """
-    if len(stacks) == 1:
-        return [("layers", range(stacks[0]))]
-    names, start = [], 0
-    for count in stacks:
-        stop = start + count
-        names.append((f"layers[{start}:{stop}]", range(start, stop)))
-        start = stop
-    return names
 
 
 def create_stack(
@@ -100,19 +84,3 @@ def rematerialise(function: Callable[..., Any], remat: str) -> Callable[..., Any
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return jax.checkpoint(function, policy=policy)
     raise ValueError(f"remat={remat!r}; allowed: none, block, dots")
-
-
-def regroup(params: dict[str, Any], old: Sequence[int], new: Sequence[int]) -> dict:
-    """The same parameters in another list of stacks (arrays are cut and joined).
-
-    ``params`` is the backbone's tree; leaves outside the stacks pass through.
-    """
-    if sum(old) != sum(new):
-        raise ValueError(f"{sum(old)} layers cannot be grouped as {tuple(new)}")
-    parts = [flatten(params[name]) for name, _ in stack_names(old)]
-    whole = {key: jnp.concatenate([part[key] for part in parts]) for key in parts[0]}
-    rest = {key: value for key, value in params.items() if not key.startswith("layers")}
-    for name, layers in stack_names(new):
-        cut = {key: leaf[layers.start : layers.stop] for key, leaf in whole.items()}
-        rest[name] = unflatten(cut)
-    return rest

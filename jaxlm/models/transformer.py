@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlm.core.grouping import stack_names
 from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.core.types import Batch, Outputs
 from jaxlm.models.attention import (
@@ -26,7 +27,7 @@ from jaxlm.models.layers import (
     dropout,
     split_key,
 )
-from jaxlm.models.stacks import create_stack, run_stack, stack_names
+from jaxlm.models.stacks import create_stack, run_stack
 
 ACTIVATION_AXES = ("batch", "sequence", "width")
 COLLECTED = ("hidden_states", "attention")

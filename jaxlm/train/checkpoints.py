@@ -11,17 +11,18 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
-from orbax.checkpoint import path as paths
 from orbax.checkpoint import v1 as ocp
 
 from jaxlm.core.errors import UserError
+from jaxlm.core.grouping import regroup, regroup_abstract
+from jaxlm.core.trees import flatten
 from jaxlm.train.damage import (
     attempt,
     layout_difference,
@@ -30,6 +31,7 @@ from jaxlm.train.damage import (
 )
 from jaxlm.train.fingerprint import fingerprints
 from jaxlm.train.objective import join as join_params
+from jaxlm.train.retention import Keep, Names, ranked
 from jaxlm.train.state import State
 
 PARAMS, TRAINING = "params", "training"
@@ -76,14 +78,14 @@ class Checkpoints:
         self.left_out: dict[int, str] = {}
         # Any: Orbax's own annotations do not fit one another.
         decisions: Any = ocp.training.save_decision_policies
-        names: Any = _Names(self.left_out)
+        names: Any = Names(self.left_out)
 
         def open_manager() -> Any:
             self._check_metrics()
             return ocp.training.Checkpointer(
                 str(directory.absolute()),
                 save_decision_policy=decisions.FixedIntervalPolicy(1),
-                preservation_policy=_Keep(keep_last, keep_best, self._rank),
+                preservation_policy=Keep(keep_last, keep_best, self._rank),
                 step_name_format=names,
                 cleanup_tmp_directories=clean,
             )
@@ -112,7 +114,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step of the best score, the earliest of equals; None if none has one."""
-        return next(iter(_ranked(self._manager.checkpoints, self._rank)), None)
+        return next(iter(ranked(self._manager.checkpoints, self._rank)), None)
 
     def save(self, state: State, metrics: Mapping[str, float] | None = None) -> None:
         """Begin to save; the state may be donated as soon as this returns."""
@@ -142,8 +144,22 @@ class Checkpoints:
         return join(self._load(step, split(abstract)), abstract)
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
-        """Parameters alone, frozen ones among them, as one tree; see ``restore``."""
-        return self._load(step, {PARAMS: abstract_params})[PARAMS]
+        """Parameters alone, frozen ones among them, as one tree; see ``restore``.
+
+        Their layers may be grouped in stacks in another way than those on disk.
+        """
+        there = self._layouts(step).get(PARAMS)
+        names = flatten(there) if isinstance(there, dict) else flatten(abstract_params)
+        if names.keys() == flatten(abstract_params).keys():
+            return self._load(step, {PARAMS: abstract_params})[PARAMS]
+        try:
+            written = regroup_abstract(abstract_params, names)
+        except ValueError:  # of another model, which is refused by name
+            written = abstract_params
+        params = self._load(step, {PARAMS: written})[PARAMS]
+        placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
+        change = partial(regroup, names=tuple(flatten(abstract_params)))
+        return jax.jit(change, out_shardings=placed)(params)
 
     def restore_latest(
         self, abstract: Callable[[int], State], say: Callable[[str], None]
@@ -221,16 +237,22 @@ class Checkpoints:
                 time.sleep(RACE_SECONDS)
         return look()
 
-    def _check_layout(self, step: int, wanted: dict[str, Any]) -> None:
-        """Refuse arrays that Orbax says are others; what it cannot say is passed."""
+    def _layouts(self, step: int) -> dict[str, Any]:
+        """The arrays of each item, as shapes and dtypes, where Orbax can say them."""
         found, problem = attempt(partial(self._manager.checkpointables_metadata, step))
         if problem is not None:
             raise Damaged(problem)
-        for name in set(found.metadata) & set(wanted):
-            on_disk = found.metadata[name]
-            if not isinstance(on_disk, dict) or "arrays" not in on_disk:
-                continue
-            difference = layout_difference(on_disk["arrays"], wanted[name])
+        return {
+            name: item["arrays"]
+            for name, item in found.metadata.items()
+            if isinstance(item, dict) and "arrays" in item
+        }
+
+    def _check_layout(self, step: int, wanted: dict[str, Any]) -> None:
+        """Refuse arrays that Orbax says are others; what it cannot say is passed."""
+        layouts = self._layouts(step)
+        for name in set(layouts) & set(wanted):
+            difference = layout_difference(layouts[name], wanted[name])
             if difference:
                 raise OtherLayout(
                     f"{self.directory}/{step}: was written by another version or"
@@ -274,41 +296,6 @@ class Checkpoints:
     def _rank(self, metrics: Any) -> float:
         value = self.score(metrics) if metrics else None
         return -math.inf if value is None or math.isnan(value) else value
-
-
-class _Keep:
-    """Orbax's preservation policy: the newest, and the best with a score."""
-
-    def __init__(self, last: int, best: int, rank: Callable[[Any], float]):
-        self.last, self.best, self.rank = last, best, rank
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> Sequence[bool]:
-        del context
-        kept = {each.step for each in checkpoints[-self.last :]}
-        kept.update(_ranked(checkpoints, self.rank)[: self.best])
-        return [each.step in kept for each in checkpoints]
-
-
-class _Names:
-    """Orbax's format of step names, but for steps that are left out."""
-
-    def __init__(self, left_out: Mapping[int, str]):
-        self._left_out, self._format = left_out, paths.step.standard_name_format()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._format, name)
-
-    def find_all(self, base_path: Any) -> Iterator[Any]:
-        found = self._format.find_all(base_path)
-        return (each for each in found if each.step not in self._left_out)
-
-
-def _ranked(checkpoints: Sequence[Any], rank: Callable[[Any], float]) -> list[int]:
-    """The steps that have a score, best first, the earliest of equals first."""
-    scored = [(-rank(each.metrics), each.step) for each in checkpoints]
-    return [step for value, step in sorted(scored) if value < math.inf]
 
 
 def choose(checkpoints: Checkpoints, wanted: str) -> list[int]:

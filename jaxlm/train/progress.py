@@ -40,7 +40,7 @@ class Progress:
         self.total_steps, self.epochs = total_steps, epochs
         self._clock, self._interval = clock, interval_seconds
         self._began = self._line_at = clock()
-        self._step = self._line_step = start_step
+        self._start = self._step = self._line_step = start_step
         self._shown: dict[str, Any] = {"epoch": None, "loss": None, "speed": None}
         self._bar = self._make_bar() if self._is_live() else None
 
@@ -150,7 +150,15 @@ class Progress:
     def _say_line(self, *parts: str) -> None:
         now = self._clock()
         self._line_at, self._line_step = now, self._step
-        self.say("  ".join(filter(None, [*parts, duration(now - self._began)])))
+        times = duration(now - self._began) + self._left(now - self._began)
+        self.say("  ".join(filter(None, [*parts, times])))
+
+    def _left(self, seconds: float) -> str:
+        """The time left, had all steps the pace of those done in ``seconds``."""
+        done, left = self._step - self._start, self.total_steps - self._step
+        if done <= 0 or left <= 0 or seconds < 1:
+            return ""
+        return f", {duration(seconds / done * left)} left"
 
     def _place(self, step: int, epoch: float | None) -> str:
         steps = f"step {step:,}/{self.total_steps:,}"

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.core.grouping import stack_names
 from jaxlm.core.trees import flatten
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.models.families.bert import BERT
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Head
-from jaxlm.models.stacks import stack_names
 from jaxlm.models.transformer import Transformer
 from jaxlm.tasks.losses import cross_entropy
 

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.core.grouping import regroup
 from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.core.trees import flatten
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Head
 from jaxlm.models.layers import dropout
-from jaxlm.models.stacks import regroup, rematerialise, stack_names
+from jaxlm.models.stacks import rematerialise
 from jaxlm.models.transformer import Transformer
 
 KEY = jax.random.key(7)
@@ -100,44 +101,16 @@ def test_an_unknown_rematerialisation_is_refused():
         rematerialise(lambda x: x, "full")
 
 
+def grouped(params, config):
+    """Parameters in the stacks of a config."""
+    return regroup(params, flatten(functional(partial(Transformer, config)).shapes))
+
+
 def test_several_stacks_equal_one_with_dropout_on(run, tiny_config, params, unrolled):
     config = replace(tiny_config, splits=(1,))
-    cut = regroup(params, tiny_config.stacks, config.stacks)
-    outputs, gradients = run(config, cut, scan=True)
+    outputs, gradients = run(config, grouped(params, config), scan=True)
     check_equal(outputs, unrolled[0])
-    check_equal(regroup(gradients, config.stacks, tiny_config.stacks), unrolled[1])
-
-
-def test_stacks_are_named_after_their_layers():
-    assert stack_names((3,)) == [("layers", range(3))]
-    assert stack_names((1, 2)) == [
-        ("layers[0:1]", range(1)),
-        ("layers[1:3]", range(1, 3)),
-    ]
-
-
-@pytest.fixture
-def deep():
-    """Parameters of five layers whose rows say which layer they are."""
-    return {"layers": {"kernel": jnp.arange(5)[:, None]}, "pooler": {"bias": KEY}}
-
-
-def test_regrouping_cuts_at_layers_and_passes_the_rest(deep):
-    there = regroup(regroup(deep, (5,), (2, 3)), (2, 3), (1, 3, 1))
-    assert set(there) == {"layers[0:1]", "layers[1:4]", "layers[4:5]", "pooler"}
-    assert there["layers[1:4]"]["kernel"][:, 0].tolist() == [1, 2, 3]
-    assert there["pooler"] is deep["pooler"]
-
-
-def test_regrouping_there_and_back_returns_every_bit(deep):
-    back = regroup(regroup(deep, (5,), (1, 3, 1)), (1, 3, 1), (5,))
-    assert set(back) == set(deep)
-    assert back["layers"]["kernel"].tolist() == deep["layers"]["kernel"].tolist()
-
-
-def test_regrouping_into_another_depth_is_refused(deep):
-    with pytest.raises(ValueError, match="5 layers cannot be grouped"):
-        regroup(deep, (5,), (2, 2))
+    check_equal(grouped(gradients, tiny_config), unrolled[1])
 
 
 def test_every_leaf_of_a_stack_names_its_axes(tiny_config):
@@ -183,7 +156,7 @@ def test_what_is_collected_is_the_same_however_layers_run(
     collected, collected_unrolled, tiny_config, params, splits, options
 ):
     config = replace(tiny_config, splits=splits)
-    cut = regroup(params, tiny_config.stacks, config.stacks)
+    cut = grouped(params, config)
     check_equal(collected(config, cut, **options), collected_unrolled)
 
 

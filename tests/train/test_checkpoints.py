@@ -14,8 +14,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.core.errors import UserError
+from jaxlm.core.grouping import regroup
 from jaxlm.core.mesh import make_mesh
-from jaxlm.train.checkpoints import Checkpoints, Damaged, choose
+from jaxlm.train.checkpoints import Checkpoints, Damaged, OtherLayout, choose
 from jaxlm.train.state import State
 
 # Orbax leaves coroutines of reads that failed, and reports them when they are
@@ -64,13 +65,17 @@ def placed(state, mesh):
 
 
 def abstract_of(mesh=None):
-    state = state_of(0)
+    return abstracted(state_of(0), mesh or mesh_of())
+
+
+def abstracted(tree, mesh):
+    """Shapes, dtypes and shardings."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where
         ),
-        state,
-        placed(state, mesh or mesh_of()),
+        tree,
+        placed(tree, mesh),
     )
 
 
@@ -129,6 +134,53 @@ def test_metrics_that_are_not_numbers_are_left_out(tmp_path):
         checkpoints.save(state_of(1), {"f1": np.float32(0.5), "note": "x", "no": None})
         checkpoints.wait()
         assert checkpoints.best() == 1
+
+
+def deep_state(names, mesh):
+    """A state of four layers, 8 wide, in the stacks of these names."""
+    whole = {"layers": {"kernel": jnp.arange(32.0).reshape(4, 8)}, "bias": jnp.ones(8)}
+    params = regroup(whole, [*(f"{name}/kernel" for name in names), "bias"])
+    key = jnp.array([0, 7], jnp.uint32)
+    state = State(params, {}, {}, jnp.int32(1), key, jnp.int32(0))
+    return jax.tree.map(jax.device_put, state, placed(state, mesh))
+
+
+GROUPINGS = [["layers"], ["layers[0:1]", "layers[1:4]"], ["layers[0:2]", "layers[2:4]"]]
+
+
+@pytest.mark.parametrize("there", GROUPINGS)
+@pytest.mark.parametrize("here", GROUPINGS)
+def test_parameters_come_back_in_another_grouping_of_layers(tmp_path, there, here):
+    # Two devices split the layers of a stack, where they can.
+    odd = "layers[0:1]" in [*there, *here]
+    mesh = mesh_of(fsdp=1 if odd else 2)
+    wanted = deep_state(here, mesh).trainable
+    abstract = abstracted(wanted, mesh)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(deep_state(there, mesh))
+        checkpoints.wait()
+        found = checkpoints.restore_params(1, abstract)
+    assert equal(found, wanted)
+    same = jax.tree.map(lambda a, b: a.sharding == b.sharding, found, abstract)
+    assert all(jax.tree.leaves(same))
+
+
+def test_layers_that_devices_cannot_split_on_disk_come_back_split(tmp_path):
+    wanted = deep_state(["layers"], mesh_of(fsdp=2)).trainable
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(deep_state(["layers[0:1]", "layers[1:4]"], mesh_of()))
+        checkpoints.wait()
+        abstract = abstracted(wanted, mesh_of(fsdp=2))
+        assert equal(checkpoints.restore_params(1, abstract), wanted)
+
+
+def test_parameters_of_another_depth_are_refused_in_any_grouping(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(deep_state(["layers[0:2]", "layers[2:4]"], mesh_of()))
+        checkpoints.wait()
+        deeper = {"layers": {"kernel": jnp.ones((5, 8))}, "bias": jnp.ones(8)}
+        with pytest.raises(OtherLayout, match="layers/kernel is absent"):
+            checkpoints.restore_params(1, abstracted(deeper, mesh_of()))
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):

@@ -52,6 +52,14 @@ def test_the_last_step_is_always_printed(log, clock):
     assert lines(log) == ["step 3/3  loss 0.2500  12,345 tokens/s  00:00"]
 
 
+def test_a_line_says_the_time_passed_and_the_time_left(log, clock):
+    """Of this process's own steps: a resumed run may be on another machine."""
+    with Progress(100, start_step=60, console=log, clock=clock) as progress:
+        clock.now += 20
+        progress.update(70, loss=0.5)
+    assert lines(log) == ["step 70/100  loss 0.5000  00:20, 01:00 left"]
+
+
 def test_the_last_step_is_not_printed_twice(log, clock):
     with Progress(3, console=log, clock=clock) as progress:
         progress.update(3)
@@ -86,7 +94,7 @@ def test_an_epoch_is_summed_up_in_one_line(log, clock):
         )
     assert lines(log) == [
         "epoch 2/5  step 50/125  loss 0.4312  accuracy 0.9100  validation f1 0.7312"
-        "  12,345 tokens/s  00:31"
+        "  12,345 tokens/s  00:31, 00:46 left"
     ]
 
 

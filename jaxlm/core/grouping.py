@@ -1,0 +1,119 @@
+"""The grouping of depth: the same layers as one stack, or as several.
+
+The leaves of a stack have a leading axis of layers and are named after these, as
+``backbone/layers/mlp/up/kernel``, or ``backbone/layers[0:4]/...`` beside
+``backbone/layers[4:6]/...``. A checkpoint of one grouping is read into any other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxlm.core.trees import flatten, parse_layers, unflatten
+
+
+def stack_names(stacks: Sequence[int]) -> list[tuple[str, range]]:
+    """The name of each stack and the layers in it, from the numbers of layers.
+
+    One stack is called ``layers``; several are ``layers[0:8]``, ``layers[8:12]``.
+    """
+    if len(stacks) == 1:
+        return [("layers", range(stacks[0]))]
+    names, start = [], 0
+    for count in stacks:
+        stop = start + count
+        names.append((f"layers[{start}:{stop}]", range(start, stop)))
+        start = stop
+    return names
+
+
+def ungrouped(name: str) -> tuple[str, slice]:
+    """A leaf's name had its layers been one stack, and which of these it holds."""
+    parts = name.split("/")
+    for place, part in enumerate(parts):
+        ends = parse_layers(part)
+        if ends is not None:
+            parts[place] = "layers"
+            return "/".join(parts), slice(*ends)
+    return name, slice(None)
+
+
+def regroup(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The leaves of a tree under ``names``, which group its layers in another way.
+
+    Stacks are cut and joined along their first axis; what is alike passes through.
+
+    Raises:
+      ValueError: the names are not those of the same leaves and layers.
+    """
+    whole = _joined(flatten(tree))
+    flat, layers = {}, dict.fromkeys(whole, 0)
+    for name in names:
+        stack, part = ungrouped(name)
+        if stack not in whole:
+            raise ValueError(f"{name} is not among {', '.join(whole)}")
+        leaf = whole[stack]
+        flat[name] = leaf if part == slice(None) else leaf[part]
+        layers[stack] += _depth(flat[name])
+    for stack, count in layers.items():
+        if count != _depth(whole[stack]):
+            raise ValueError(f"{stack}: {_depth(whole[stack])} layers are not {count}")
+    return unflatten(flat)
+
+
+def _depth(leaf: Any) -> int:
+    """How many layers a leaf of a stack has; 1 for a scalar."""
+    return leaf.shape[0] if leaf.shape else 1
+
+
+def _joined(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Every leaf with its layers as one stack."""
+    parts: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+    for name, leaf in flat.items():
+        stack, layers = ungrouped(name)
+        parts[stack].append((layers.start or 0, leaf))
+    return {
+        stack: jnp.concatenate([leaf for _, leaf in sorted(found, key=itemgetter(0))])
+        if len(found) > 1
+        else found[0][1]
+        for stack, found in parts.items()
+    }
+
+
+def regroup_abstract(
+    abstract: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, Any]:
+    """``regroup`` of shapes and dtypes with shardings.
+
+    A stack that is cut in another way has its layers whole on every device: their
+    number need not divide over those of the rule.
+
+    Raises:
+      ValueError: as ``regroup``.
+    """
+    names = list(names)
+    flat = flatten(abstract)
+    shapes = flatten(jax.eval_shape(lambda tree: regroup(tree, names), abstract))
+    shardings = {ungrouped(name)[0]: leaf.sharding for name, leaf in flat.items()}
+
+    def sharding(name: str) -> Any:
+        if name in flat:
+            return flat[name].sharding
+        stack = shardings[ungrouped(name)[0]]
+        if not isinstance(stack, NamedSharding):
+            return stack
+        return NamedSharding(stack.mesh, PartitionSpec(None, *stack.spec[1:]))
+
+    return unflatten(
+        {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(name))
+            for name, leaf in shapes.items()
+        }
+    )

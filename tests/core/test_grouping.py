@@ -1,0 +1,84 @@
+"""Depth as one stack or several: names, cutting and joining."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxlm.core.grouping import regroup, regroup_abstract, stack_names
+from jaxlm.core.mesh import make_mesh
+
+CUT = ["backbone/layers[0:2]/kernel", "backbone/layers[2:5]/kernel", "head/bias"]
+AGAIN = [
+    "backbone/layers[0:1]/kernel",
+    "backbone/layers[1:4]/kernel",
+    "backbone/layers[4:5]/kernel",
+    "head/bias",
+]
+WHOLE = ["backbone/layers/kernel", "head/bias"]
+
+
+@pytest.fixture
+def deep():
+    """Parameters of five layers whose rows say which layer they are."""
+    rows = jnp.arange(5.0)[:, None] * jnp.ones(4)[None]
+    return {"backbone": {"layers": {"kernel": rows}}, "head": {"bias": jnp.zeros(3)}}
+
+
+def test_stacks_are_named_after_their_layers():
+    assert stack_names((3,)) == [("layers", range(3))]
+    assert stack_names((1, 2)) == [
+        ("layers[0:1]", range(1)),
+        ("layers[1:3]", range(1, 3)),
+    ]
+
+
+def test_regrouping_cuts_at_layers_and_passes_the_rest(deep):
+    there = regroup(regroup(deep, CUT), AGAIN)
+    assert set(there["backbone"]) == {"layers[0:1]", "layers[1:4]", "layers[4:5]"}
+    middle = there["backbone"]["layers[1:4]"]["kernel"]
+    assert middle[:, 0].tolist() == [1, 2, 3]
+    assert there["head"]["bias"] is deep["head"]["bias"]
+
+
+def test_stacks_are_joined_by_layer_and_not_by_the_order_of_their_names(deep):
+    many = {f"backbone/layers[{n}:{n + 1}]/kernel": jnp.full((1, 2), n) for n in (1, 0)}
+    tree = {"backbone": {name.split("/")[1]: {"kernel": many[name]} for name in many}}
+    joined = regroup(tree, ["backbone/layers/kernel"])
+    assert joined["backbone"]["layers"]["kernel"][:, 0].tolist() == [0, 1]
+
+
+def test_regrouping_there_and_back_returns_every_bit(deep):
+    back = regroup(regroup(deep, AGAIN), WHOLE)
+    assert jax.tree.structure(back) == jax.tree.structure(deep)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, deep)))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["backbone/layers[0:2]/kernel", "head/bias"], "5 layers are not 2"),
+        (["backbone/layers[0:7]/kernel", *CUT[1:]], "5 layers are not 8"),
+        ([*CUT, "other/bias"], "other/bias is not among"),
+        (CUT[:2], "head/bias"),
+    ],
+)
+def test_names_of_another_model_are_refused(deep, names, words):
+    with pytest.raises(ValueError, match=words):
+        regroup(deep, names)
+
+
+def test_a_stack_that_is_cut_keeps_its_sharding_but_for_its_layers(deep):
+    mesh = make_mesh({"data": 5, "fsdp": 1})[0]
+
+    def abstract(leaf):
+        spec = PartitionSpec(*("data", "fsdp")[2 - leaf.ndim :])
+        where = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    cut = regroup_abstract(jax.tree.map(abstract, deep), CUT)
+    part = cut["backbone"]["layers[2:5]"]["kernel"]
+    assert part.shape == (3, 4)
+    assert part.sharding.spec == PartitionSpec(None, "fsdp")
+    assert cut["head"]["bias"].sharding.spec == PartitionSpec("fsdp")
