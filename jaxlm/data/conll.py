@@ -26,6 +26,9 @@ def read_conll(path: Path, columns: Columns) -> Iterator[Record]:
     texts = [text.rstrip("\r\n") for _, text in lines(path)]
     layout = Layout.of(texts, _places(columns, path))
     layout.check(path)
+    for number, text in enumerate(texts, 1):
+        if "\r" in text:
+            raise UserError(f"{path}:{number}: a CR inside a line; lines end in LF")
     has_documents = any(text.startswith(_DOCUMENT) for text in texts)
     # Most files mark the start of every document, Wikigold the border between two.
     first = next((text for text in texts if text.strip()), "")

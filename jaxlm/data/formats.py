@@ -34,7 +34,7 @@ _ENDINGS = {
 def read(
     path: Path, format: str = "auto", columns: Columns | None = None
 ) -> Iterator[Record]:
-    """Read one file, UTF-8 with or without a byte-order mark, any line ends.
+    """Read one file, UTF-8 with or without a byte-order mark; lines end in LF or CRLF.
 
     ``format`` is one of `FORMATS` or ``auto`` (see `guess`); ``columns`` is what
     `parse_columns` gives. Labels come as they are written; ids only where the file has

@@ -32,6 +32,11 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     for magic, problem in _MAGIC.items():
                         if raw.startswith(magic):
                             raise UserError(f"{path}: {problem}")
+                    if b"\r" in raw.rstrip(b"\r\n"):
+                        raise UserError(
+                            f"{path}: its lines end in CR alone, as on an old Mac;"
+                            " convert it: tr '\\r' '\\n'"
+                        )
                 yield number, _decode(raw, f"{path}:{number}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

@@ -12,6 +12,8 @@ PREFIXES = {"iob1": "BI", "iob2": "BI", "io": "I", "bioes": "BIESLUM"}
 
 _BIOES = {"L": "E", "U": "S", "M": "I"}
 _PREFIXED = re.compile("[BIESLUM]-")
+_OTHERWISE = re.compile("([BI])[_:/.](.+)|(.+)[-_:/.]([BI])")
+"""Prefixes in other spellings: ``B_PER``, ``PER-B``."""
 _Tag = tuple[str, str]  # (one of O, B, I, E, S; the entity's type)
 
 
@@ -91,7 +93,7 @@ def _vocabulary(
     names.pop("O", None)
     if any(_PREFIXED.match(name) for name in names):
         read = _read_prefixed
-    elif names and set("BI") & set(names) and set(names) <= set("BIESLUM"):
+    elif set("BISU") & set(names) and set(names) <= set("BIESLUM"):
         read = _read_typeless
     else:
         read = _read_bare
@@ -133,5 +135,11 @@ def _read_bare(name: str, scheme: str) -> _Tag | str:
         return (
             f"has the unknown prefix {name[:2]!r}; known are B- I- E- S- L- U- M-"
             " (if it is a type's name, set --config.data.scheme=io)"
+        )
+    if scheme == "auto" and (found := _OTHERWISE.fullmatch(name)):
+        kind, prefix = found[2] or found[3], found[1] or found[4]
+        return (
+            f"is not written as {prefix}-{kind}, as it needs to be (if it is a type's"
+            " name, set --config.data.scheme=io)"
         )
     return "I", name

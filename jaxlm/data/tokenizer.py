@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import tokenizers
 
 from jaxlm.core.errors import UserError
+from jaxlm.core.files import read_json
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Pieces:
 class Tokenizer:
     """Words or text to ids, special tokens apart.
 
-    Reads ``tokenizer.json`` with the ``tokenizers`` library (no torch); a directory
-    that has only a vocabulary is converted by ``transformers.AutoTokenizer``. Padding
+    Reads ``tokenizer.json`` with the ``tokenizers`` library (no torch), and what
+    ``tokenizer_config.json`` says of BERT's letters; a directory that has only a
+    vocabulary is converted by ``transformers.AutoTokenizer``. Padding
     and truncation that the file may carry are switched off: windows are ours to cut.
     """
 
@@ -93,9 +96,10 @@ def _open(directory: Path) -> tokenizers.Tokenizer:
     file = directory / "tokenizer.json"
     if file.exists():
         try:
-            return tokenizers.Tokenizer.from_file(str(file))
+            found = tokenizers.Tokenizer.from_file(str(file))
         except Exception as problem:  # the library raises bare Exception
             raise UserError(f"{file}: not a tokenizer: {problem}") from problem
+        return _configured(found, directory / "tokenizer_config.json")
     names = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
     if not any((directory / name).exists() for name in names):
         raise UserError(
@@ -113,3 +117,36 @@ def _open(directory: Path) -> tokenizers.Tokenizer:
             f"{directory}: the tokenizer cannot be read ({reason}); save it with"
             " transformers as tokenizer.json"
         ) from problem
+
+
+BERT_OPTIONS = {
+    "do_lower_case": ("lowercase", (bool,)),
+    "strip_accents": ("strip_accents", (bool, type(None))),
+    "tokenize_chinese_chars": ("handle_chinese_chars", (bool,)),
+}
+"""What tokenizer_config.json may say of BERT's normalizer, and its name there."""
+
+
+def _configured(found: tokenizers.Tokenizer, file: Path) -> tokenizers.Tokenizer:
+    """A tokenizer by tokenizer_config.json, which wins where the two files disagree.
+
+    So it is in transformers, whose checkpoints were trained like that.
+    """
+    own = json.loads(found.to_str())["normalizer"] or {}
+    if own.get("type") != "BertNormalizer" or not file.exists():
+        return found
+    options = read_json(file)
+    if not isinstance(options, dict):
+        raise UserError(f"{file}: is not a JSON object")
+    wanted = {name: own[name] for name in own if name != "type"}
+    for option, (name, kinds) in BERT_OPTIONS.items():
+        value = options.get(option, own[name])
+        if not isinstance(value, kinds):
+            raise UserError(
+                f"{file}: {option} is {value!r}; true or false"
+                + (" or null" if type(None) in kinds else "")
+            )
+        wanted[name] = value
+    if wanted != {name: own[name] for name in wanted}:
+        found.normalizer = tokenizers.normalizers.BertNormalizer(**wanted)
+    return found

@@ -131,7 +131,7 @@ class TokenClassification:
         return Head(backbone, "hidden", len(self.labels), rngs)
 
     def losses(self, outputs: Outputs, batch: Batch) -> Losses:
-        """Mean cross-entropy over words, as a sum."""
+        """Mean cross-entropy over the words that have a token, as a sum."""
         weights = (batch["labels"] >= 0).astype(jnp.float32)
         return {"labels": cross_entropy(outputs["logits"], batch["labels"], weights)}
 

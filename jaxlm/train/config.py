@@ -73,7 +73,7 @@ class ScheduleConfig:
     )
     warmup_ratio: float = field(
         0.1,
-        "share of the steps in which the rate rises from 0",
+        "share of the steps, rounded up, in which the rate rises to its peak",
         minimum=0.0,
         maximum=1.0,
     )

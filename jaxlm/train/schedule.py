@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import optax
 
 from jaxlm.train.config import ScheduleConfig
@@ -10,12 +12,14 @@ from jaxlm.train.config import ScheduleConfig
 def make_schedule(
     config: ScheduleConfig, learning_rate: float, steps: int
 ) -> optax.Schedule:
-    """Step (from 0) to learning rate: a rise from 0, then the named shape.
+    """Step (from 0) to learning rate: a rise to the peak, then the named shape.
 
     With warmup, the first step already has a rate above 0: step n of w warmup steps has
-    ``learning_rate * (n + 1) / w``, so that no step is spent on nothing.
+    ``learning_rate * (n + 1) / w``, so that no step is spent on nothing, as one is in
+    transformers (``n / w``). Their number is rounded up, as there.
     """
-    warmup = round(config.warmup_ratio * steps)
+    # Not of 0.1 * 30, say, whose last bit is above the whole number.
+    warmup = math.ceil(round(config.warmup_ratio * steps, 9))
     rest = max(steps - warmup, 1)
     shapes = {
         "constant": optax.constant_schedule(learning_rate),

@@ -286,6 +286,17 @@ def test_what_is_not_utf8_text_is_refused(tmp_path, content, problem, name):
     assert refusal(write(tmp_path, name, content)).startswith(problem)
 
 
+@pytest.mark.parametrize("name", ["a.conll", "a.csv", "a.tsv", "a.jsonl"])
+def test_lines_that_end_in_cr_alone_are_refused(tmp_path, name):
+    path = write(tmp_path, name, b"Ada B-PER\rx O\r\rNew B-LOC\r")
+    assert refusal(path).startswith("FILE: its lines end in CR alone")
+
+
+def test_a_cr_inside_a_conll_line_is_refused_with_its_line(tmp_path):
+    path = write(tmp_path, "a.conll", b"Ada B-PER\r\nx O\ry O\n")
+    assert refusal(path).startswith("FILE:2: a CR inside a line")
+
+
 def test_what_is_no_file_is_refused(tmp_path):
     loop = tmp_path / "loop.csv"
     loop.symlink_to(loop)

@@ -84,6 +84,8 @@ def test_a_set_with_no_entities_is_kept():
         (["B-PER", "LOC"], "'LOC' does not start with B-/I-"),
         (["B-PER", "X-LOC"], "'X-LOC' does not start with"),
         (["X-PER", "O"], "unknown prefix 'X-'"),
+        (["PER-B", "PER-I"], "'PER-B' is not written as B-PER"),
+        (["B_PER", "I_PER"], "'B_PER' is not written as B-PER"),
         (["B-", "O"], "names no entity type"),
         (["3", "O"], "'3' is a number"),
         (["", "O"], "is empty"),
@@ -112,3 +114,9 @@ def test_an_unknown_scheme_is_refused():
 
 def test_io_accepts_types_that_look_prefixed():
     assert normalise([["X-RAY"]], "io") == [["B-X-RAY"]]
+    assert normalise([["VITAMIN_B"]], "io") == [["B-VITAMIN_B"]]
+
+
+def test_prefixes_without_types_are_read_alike_in_a_small_file():
+    assert normalise([["S", "O"], ["B", "E"]]) == [["B-_", "O"], ["B-_", "I-_"]]
+    assert normalise([["S", "O"]]) == [["B-_", "O"]]

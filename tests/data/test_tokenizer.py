@@ -117,3 +117,50 @@ def test_a_broken_tokenizer_file_is_refused(tmp_path):
 def test_a_vocabulary_of_an_unknown_kind_is_refused_in_one_line(tmp_path):
     (tmp_path / "vocab.txt").write_text("[UNK]\na\n")
     assert "cannot be read" in refusal(tmp_path)
+
+
+@pytest.fixture
+def configured(minilm, tmp_path):
+    """A directory with MiniLM's tokenizer.json and another tokenizer_config.json."""
+
+    def make(**options):
+        (tmp_path / "tokenizer.json").write_bytes(
+            (minilm / "tokenizer.json").read_bytes()
+        )
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+        return tmp_path
+
+    return make
+
+
+def test_tokenizer_config_wins_where_it_says_otherwise(configured, tokenizer, tmp_path):
+    cased = Tokenizer(configured(do_lower_case=False, strip_accents=True))
+    assert tokenizer.text("Ada")[0] != cased.text("Ada")[0]
+    assert cased.text("ada").tolist() == tokenizer.text("ada").tolist()
+    cased.save(tmp_path / "saved")
+    assert Tokenizer(tmp_path / "saved").text("Ada").tolist() == (
+        cased.text("Ada").tolist()
+    )
+
+
+def test_tokenizer_config_that_agrees_changes_nothing(configured, tokenizer):
+    same = Tokenizer(configured(do_lower_case=True, model_max_length=9))
+    assert same.serialised == tokenizer.serialised
+
+
+def test_tokenizer_config_of_another_type_is_refused(configured):
+    with pytest.raises(
+        UserError, match="do_lower_case is 'no'; true or false"
+    ):
+        Tokenizer(configured(do_lower_case="no"))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("lower", [True, False])
+def test_ids_equal_those_of_transformers_by_tokenizer_config(configured, torch, lower):
+    from transformers import AutoTokenizer
+
+    folder = configured(do_lower_case=lower, tokenizer_class="BertTokenizer")
+    text = "Ada Lovelace left Zürich for 東京."
+    theirs = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)
+    assert Tokenizer(folder).text(text).tolist() == theirs["input_ids"]

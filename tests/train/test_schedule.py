@@ -19,6 +19,15 @@ def test_warmup_rises_in_equal_steps_to_the_peak(name):
     np.testing.assert_allclose(rates(name)[:6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
 
 
+@pytest.mark.parametrize(
+    ("steps", "ratio", "warmup"), [(25, 0.1, 3), (4, 0.1, 1), (30, 0.1, 3), (9, 0, 0)]
+)
+def test_steps_of_warmup_are_rounded_up(steps, ratio, warmup):
+    rising = rates("constant", steps, ratio)
+    assert (rising < 0.5).sum() == max(warmup - 1, 0)
+    assert rising[0] == pytest.approx(0.5 / max(warmup, 1))
+
+
 def test_constant_stays_at_the_peak():
     assert (rates("constant")[5:] == 0.5).all()
 
