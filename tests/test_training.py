@@ -455,23 +455,36 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path, changes, message):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_a_metric_that_no_evaluation_gives_is_refused_before_training(tmp_path):
-    changes = {"data__validation": "sample:ner[:4]", "evaluate__metric": "f2"}
-    with pytest.raises(UserError, match="evaluate.metric: 'f2' is not allowed"):
-        train(config(mesh__data=1, **changes), tmp_path, say=quietly)
-    assert lines(tmp_path) == []
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("f1s", "'f1s' is not allowed; nearest: f1; one of auto, loss, pre"),
+        ("-PER/f2", "nearest: PER/f1"),
+        ("tokens", "'tokens' is not allowed"),
+    ],
+)
+def test_a_metric_that_no_evaluation_gives_costs_no_old_run(tmp_path, metric, words):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    configs.write(tmp_path / "config.json", config(), configs.versions())
+    made = config(evaluate__metric=metric, data__validation="")
+    with pytest.raises(UserError, match=f"config.evaluate.metric: .*{words}"):
+        train(made, tmp_path, overwrite=True, say=quietly)
+    assert (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_metric_that_does_not_exist_is_refused_at_the_first_validation(tmp_path):
-    changes = {
-        "data__validation": "sample:ner[:4]",
-        "evaluate__metric": "f2",
-        "evaluate__at_start": False,
-        "evaluate__every_steps": 2,
-    }
-    with pytest.raises(UserError, match="evaluate.metric: 'f2' is not allowed"):
-        train(config(mesh__data=1, **changes), tmp_path, say=quietly)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+def test_a_metric_that_validation_lacks_is_said(tmp_path, capsys):
+    ada = {"id": "1", "tokens": ["Ada", "slept"], "labels": ["O", "O"]}
+    made = config(mesh__data=1, train__steps=1, evaluate__metric="LOC/f1")
+    made = dataclasses.replace(
+        made, data=dataclasses.replace(made.data, validation=[ada])
+    )
+    train(made, tmp_path, say=quietly)
+    assert "validation at step 1 has no LOC/f1" in capsys.readouterr().out
+
+
+def test_more_rows_than_the_data_fill_are_not_made(tmp_path):
+    made = config(mesh__data=1, train__steps=1, train__batch_size=2**20)
+    assert train(made, tmp_path, say=quietly)["step"] == 1
 
 
 def test_a_metric_of_validation_need_not_be_one_of_the_test_set(tmp_path):

@@ -169,6 +169,10 @@ class Task(Protocol):
         """Host: the field's own metrics, with the headline under its plain name."""
         ...
 
+    def metric_names(self) -> list[str]:
+        """Host: every name that ``score`` may give, whatever is in the data."""
+        ...
+
     def confusion(
         self, predictions: Sequence[Prediction], examples: Sequence[Record]
     ) -> tuple[list[str], np.ndarray] | None:

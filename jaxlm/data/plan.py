@@ -26,6 +26,9 @@ KEPT_EPOCHS = 2
 """Epochs whose steps are in memory: where two meet, steps of both are asked for."""
 
 
+Notice = Callable[[int, int], None]
+
+
 @dataclass(frozen=True)
 class PlannedStep:
     """One global batch: ``rows`` of indices of windows, padded to ``length`` tokens.
@@ -144,10 +147,11 @@ class RunPlan(Sequence[PlannedStep]):
     """All steps of a run; those of an epoch are planned when one is asked for.
 
     Counts over all of them are known from the start. Epoch e ends when
-    ``epoch_ends[e]`` steps are done; ``segments`` is the most windows in a row;
-    ``places`` is the room of all rows, of which ``tokens`` are real;
-    ``examples_per_step`` is a mean, in which an example of several windows counts once
-    a step. Any thread may ask for steps.
+    ``epoch_ends[e]`` steps are done; ``segments`` is the most windows in a row and
+    ``rows`` the most rows in a step; ``places`` is the room of all rows, of which
+    ``tokens`` are real; ``examples_per_step`` is a mean, in which an example of several
+    windows counts once a step. ``notice`` is told the epochs and steps counted so far.
+    Any thread may ask for steps.
     """
 
     def __init__(
@@ -157,10 +161,11 @@ class RunPlan(Sequence[PlannedStep]):
         *,
         epochs: int,
         steps: int | None,
+        notice: Notice = lambda epochs, steps: None,
     ):
         self._plan, self._lock = plan, threading.Lock()
         self._kept: OrderedDict[int, list[PlannedStep]] = OrderedDict()
-        self.segments, self.tokens, self.places = 1, 0, 0
+        self.segments, self.rows, self.tokens, self.places = 1, 1, 0, 0
         done, seen, ends = 0, 0, []
         while len(ends) < epochs if steps is None else done < steps:
             whole = plan(len(ends))
@@ -173,8 +178,10 @@ class RunPlan(Sequence[PlannedStep]):
                 seen += len(np.unique(examples[windows]))
                 self.tokens += step.tokens
                 self.places += step.length * len(step.rows)
+                self.rows = max(self.rows, len(step.rows))
             done += len(used)
             ends.append(done)
+            notice(len(ends), done)
         self.epoch_ends = tuple(ends)
         self.examples_per_step = seen / done
 
@@ -215,10 +222,12 @@ def plan_run(
     max_length: int,
     packing: bool,
     seed: int,
+    notice: Notice = lambda epochs, steps: None,
 ) -> RunPlan:
     """``epochs`` epochs, or ``steps`` steps where set, over as many epochs as it takes.
 
-    An epoch that ``steps`` cuts short still ends with the run.
+    An epoch that ``steps`` cuts short still ends with the run. For ``notice`` see
+    ``RunPlan``.
 
     Raises:
       ValueError: there are no windows, of which no number of steps can be made.
@@ -236,4 +245,4 @@ def plan_run(
             epoch=epoch,
         )
 
-    return RunPlan(plan, table.examples, epochs=epochs, steps=steps)
+    return RunPlan(plan, table.examples, epochs=epochs, steps=steps, notice=notice)

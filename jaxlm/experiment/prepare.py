@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from jaxlm.models.pretrained import Checkpoint, open_checkpoint
 from jaxlm.train.phases import Phases, make_phases, parse_phases
 
 DATA = "data.json"
+NOTICE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def prepare(
         max_length=config.data.max_length,
         packing=config.data.packing,
         seed=config.seed,
+        notice=planning(say),
     )
     phases = make_phases(
         parse_phases(config.train.phases),
@@ -94,6 +97,19 @@ def prepare(
     )
     segments = -(-plan.segments // 8) * 8 if config.data.packing else 1
     return Prepared(parts, checkpoint, data, plan, phases, segments, labels)
+
+
+def planning(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Says every few seconds how far the plan is: many epochs take a while."""
+    last = time.monotonic()
+
+    def notice(epochs: int, steps: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > NOTICE_SECONDS:
+            last = time.monotonic()
+            say(f"planning the order of data: {epochs:,} epochs, {steps:,} steps")
+
+    return notice
 
 
 def check_sources(config: ExperimentConfig) -> None:
@@ -208,7 +224,9 @@ def phase_line(run: Prepared, phase: int) -> str:
 def loader(run: Prepared) -> Loader:
     """The batches of the plan, this process's rows of each."""
     train, parts = run.parts.config.train, run.parts
-    rows = parts.rules.rows_on_mesh(parts.mesh, train.batch_size, train.accumulation)
+    # Of a batch_size beyond all data, the rest would be padding in every step.
+    rows = min(train.batch_size, run.plan.rows)
+    rows = parts.rules.rows_on_mesh(parts.mesh, rows, train.accumulation)
     return Loader(
         run.data["train"].windows,
         run.plan,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxlm.core.errors import UserError
-from jaxlm.core.schema import nearest
+from jaxlm.core.schema import ConfigError, nearest
+from jaxlm.core.types import Task
 from jaxlm.data.dataset import Dataset
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import Prepared
@@ -36,20 +36,23 @@ def wanted_metric(config: ExperimentConfig, headline: str) -> tuple[str, float]:
     return name.removeprefix("-"), -1.0 if name.startswith("-") else 1.0
 
 
-def check_metric(
-    config: ExperimentConfig, headline: str, metrics: Mapping[str, Any]
-) -> None:
-    """Refuse an ``evaluate.metric`` that the first validation does not give.
+def check_metric(config: ExperimentConfig, task: Task) -> None:
+    """Refuse an ``evaluate.metric`` that no evaluation gives, before training.
 
-    A later one without it is an evaluation without a score.
+    Raises:
+      ConfigError: it is none of the loss and the names of the task's metrics.
     """
-    name, _ = wanted_metric(config, headline)
-    numbers = [each for each in metrics if isinstance(metrics[each], int | float)]
-    if name not in numbers:
-        near = nearest(name, numbers)
-        raise UserError(
-            f"config.evaluate.metric: {name!r} is not allowed; one of"
-            f" {', '.join(numbers)}" + (f"; nearest: {near}" if near else "")
+    name, _ = wanted_metric(config, task.headline)
+    names = ["loss", *task.metric_names()]
+    if name not in names:
+        near = nearest(name, names)
+        shown = [each for each in names if "/" not in each]
+        parts = {each.rpartition("/")[2]: None for each in names if "/" in each}
+        raise ConfigError(
+            "evaluate.metric",
+            f"{config.evaluate.metric!r} is not allowed; "
+            + (f"nearest: {near}; " if near else "")
+            + f"one of auto, {', '.join(shown)}, or LABEL/ and {' or '.join(parts)}",
         )
 
 
@@ -82,14 +85,23 @@ def record(
 
 
 def validate(
-    run: Prepared, evaluator: Evaluator, records: RunRecords
+    run: Prepared,
+    evaluator: Evaluator,
+    records: RunRecords,
+    say: Callable[[str], None],
 ) -> Callable[[State], Mapping[str, Any] | None]:
     """What the loop calls when an evaluation is due."""
+    wanted, _ = wanted_metric(run.parts.config, run.parts.task.headline)
 
     def run_validation(state: State) -> Mapping[str, Any] | None:
         if "validation" not in run.data:
             return None
         found = score(evaluator, state, run.data["validation"], "validation", records)
+        if wanted not in found.metrics:  # of a label that does not occur
+            say(
+                f"validation at step {int(state.step)} has no {wanted}"
+                " (config.evaluate.metric): this checkpoint cannot be the best"
+            )
         return found.metrics
 
     return run_validation

@@ -60,6 +60,7 @@ def train(
         if not overwrite and (read_status(workdir) or {}).get("state") == "finished":
             return show_again(config, workdir, say)
         run = prepare(config, None if overwrite else workdir, say)
+        check_metric(config, run.parts.task)
         if overwrite and first:  # only now: a config that fails costs no old run
             empty(workdir, say)
         if first:  # config.json before all else: it says that the rest is a run's
@@ -131,11 +132,11 @@ def _train(
         if records.enabled and not resumed:  # killed before it saved: all over
             (workdir / "metrics.jsonl").unlink(missing_ok=True)
         records.rewind(start if resumed else -1)
-        elapsed, checked = so_far(records)
+        elapsed = seconds_so_far(records)
         began = time.perf_counter() - elapsed
         records.write_status("running", start, total)
         if not resumed and config.evaluate.at_start:
-            checked = score_before(run, evaluator, state, records, say)
+            score_before(run, evaluator, state, records, say)
         with (
             Progress(
                 total, start_step=start, epochs=len(run.plan.epoch_ends)
@@ -153,12 +154,11 @@ def _train(
                     config.train.log_every_steps,
                 ),
                 schedule=schedule,
-                evaluate=validate(run, evaluator, records),
+                evaluate=validate(run, evaluator, records, progress.say),
                 checkpoints=checkpoints,
                 records=records,
                 progress=progress,
                 headline=headline,
-                check=None if checked else partial(check_metric, config, headline),
                 turns=turns(run, states, progress.say),
                 elapsed=elapsed,
                 stopped=stopped,
@@ -186,16 +186,12 @@ def score_before(
     state: State,
     records: RunRecords,
     say: Callable[[str], None],
-) -> bool:
-    """Score the held-out data before the first step; whether validation was scored."""
+) -> None:
+    """Score the held-out data before the first step."""
     for split in ("validation", "test"):
         if split in run.data:
             say(f"scoring {split} before the first step")
-            found = score(evaluator, state, run.data[split], split, records)
-            if split == "validation":
-                config, headline = run.parts.config, run.parts.task.headline
-                check_metric(config, headline, found.metrics)
-    return "validation" in run.data
+            score(evaluator, state, run.data[split], split, records)
 
 
 def turns(
@@ -211,12 +207,11 @@ def turns(
     return {step: partial(enter, phase=phase) for phase, step in later}
 
 
-def so_far(records: RunRecords) -> tuple[float, bool]:
-    """The seconds that a run has trained, and whether validation was ever scored."""
+def seconds_so_far(records: RunRecords) -> float:
+    """How long a run has trained."""
     lines = records.read()
     seconds = [line.get("seconds") for line in lines if line["split"] == "train"]
-    known = [each for each in seconds if isinstance(each, int | float)]
-    return max(known, default=0.0), any(line["split"] == "validation" for line in lines)
+    return max((each for each in seconds if each is not None), default=0.0)
 
 
 def begin(

@@ -162,6 +162,10 @@ class TextClassification:
         labels, matrix = self.confusion(predictions, examples)
         return class_scores(matrix, labels)
 
+    def metric_names(self) -> list[str]:
+        """The names in ``score``, which are the same for all data."""
+        return list(self.score([], []))
+
     def confusion(
         self, predictions: Sequence[Prediction], examples: Sequence[Record]
     ) -> tuple[list[str], np.ndarray]:

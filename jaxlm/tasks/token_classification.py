@@ -229,6 +229,11 @@ class TokenClassification:
         }
         return {**entity_scores(true, predicted), **means}
 
+    def metric_names(self) -> list[str]:
+        """The names in ``score`` where every type occurs."""
+        labels = [label for label in self.labels if label.startswith("B-")]
+        return list(self.score([{"predicted": labels}], [{"labels": labels}]))
+
     def confusion(
         self, predictions: Sequence[Prediction], examples: Sequence[Record]
     ) -> tuple[list[str], np.ndarray]:

@@ -12,11 +12,16 @@ from jaxlm.train.phases import parse_phases
 class TrainConfig:
     """How long and in what portions."""
 
-    epochs: int = field(5, "passes over the training data", minimum=1)
+    epochs: int = field(5, "passes over the training data", minimum=1, maximum=100_000)
     steps: int | None = field(
-        None, "optimizer steps; where set, overrides epochs", minimum=1
+        None,
+        "optimizer steps; where set, overrides epochs",
+        minimum=1,
+        maximum=100_000_000,
     )
-    batch_size: int = field(16, "rows in one optimizer step, on all devices", minimum=1)
+    batch_size: int = field(
+        16, "rows in one optimizer step, on all devices", minimum=1, maximum=2**20
+    )
     accumulation: int = field(
         1, "microbatches that a step is cut into, to save memory", minimum=1
     )
@@ -105,7 +110,9 @@ class EvaluateConfig:
         "which metric picks the best checkpoint; auto: the task's headline (f1 or"
         " accuracy); any scalar of results/*.json, -name where smaller is better",
     )
-    batch_size: int = field(32, "rows scored at a time, on all devices", minimum=1)
+    batch_size: int = field(
+        32, "rows scored at a time, on all devices", minimum=1, maximum=2**16
+    )
     at_start: bool = field(True, "also score the model before the first step")
 
     def __post_init__(self) -> None:

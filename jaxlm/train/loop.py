@@ -120,16 +120,14 @@ def fit(
     progress: Progress,
     headline: str,
     turns: Mapping[int, Callable[[State], State]] | None = None,
-    check: Callable[[Mapping[str, Any]], None] | None = None,
     elapsed: float = 0.0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> State:
     """Train from the state's step to the end of the plan, or until ``stopped``.
 
     ``headline`` names the validation metric that an epoch's line shows. ``turns`` are
-    the steps after which a phase begins, and what makes its first state. ``check`` may
-    refuse the first scores, once they are saved. ``elapsed`` is the seconds that the
-    run has trained before.
+    the steps after which a phase begins, and what makes its first state. ``elapsed`` is
+    the seconds that the run has trained before.
 
     Raises:
       Diverged: the loss became NaN or infinite; the last checkpoint is from before.
@@ -181,10 +179,6 @@ def fit(
         scores = evaluate(state) if due.evaluation(number) else None
         if due.save(number):
             checkpoints.save(state, scores)
-        if scores is not None and check is not None:
-            checkpoints.wait()
-            check(scores)
-            check = None
         if due.epoch_end(number) or scores is not None:
             progress.epoch_line(
                 number,

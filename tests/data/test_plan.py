@@ -293,3 +293,14 @@ def test_a_plan_of_no_windows_is_refused():
 def test_an_evaluation_of_no_windows_has_no_steps():
     assert plan_once([], **PLAN_ONCE) == []
     assert most_segments([]) == 1
+
+
+def test_who_waits_for_a_long_plan_is_told_how_far_it_is():
+    told = []
+    table = Table(np.full(6, 8, np.int32), np.arange(6), 0)
+    plan = plan_run(
+        table, epochs=9, steps=7, batch_size=2, max_length=8, packing=True, seed=0,
+        notice=lambda epochs, steps: told.append((epochs, steps)),
+    )  # fmt: skip
+    assert told == [(1, 3), (2, 6), (3, 7)]
+    assert (len(plan), plan.rows) == (7, 2)

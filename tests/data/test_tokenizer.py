@@ -149,9 +149,7 @@ def test_tokenizer_config_that_agrees_changes_nothing(configured, tokenizer):
 
 
 def test_tokenizer_config_of_another_type_is_refused(configured):
-    with pytest.raises(
-        UserError, match="do_lower_case is 'no'; true or false"
-    ):
+    with pytest.raises(UserError, match="do_lower_case is 'no'; true or false"):
         Tokenizer(configured(do_lower_case="no"))
 
 

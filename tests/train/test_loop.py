@@ -297,15 +297,3 @@ def test_seconds_go_on_from_those_of_before(tmp_path):
     run = Running(tmp_path, start=4, elapsed=100.0)
     run.fit()
     assert all(100.0 <= line["seconds"] < 110.0 for line in run.lines().values())
-
-
-def test_only_the_first_scores_are_checked_once_they_are_saved(tmp_path):
-    seen = []
-
-    def check(scores):
-        seen.append((dict(scores), dict(run.checkpoints.saved)))
-
-    run = Running(tmp_path, check=check)
-    run.fit()
-    scores = {"f1": 0.4, "loss": 1.0}
-    assert seen == [(scores, {4: scores})]
