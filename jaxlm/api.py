@@ -62,7 +62,12 @@ def train(
     from jaxlm.experiment.runs import Run
 
     if not isinstance(config, ExperimentConfig):
+        if not hasattr(config, "to_dict"):
+            raise UserError(
+                f"config is {schema.show(config)}; start from api.config('ner')"
+            )
         config = schema.build(ExperimentConfig, config.to_dict())
+    workdir = directory(workdir)
     training.train(config, workdir, overwrite=overwrite)
     return Run(workdir)
 
@@ -93,9 +98,10 @@ def evaluate(
         among(split, {each: each for each in SPLITS}, "split")
     run = opened(run)
     number = chosen(run, step)
-    dataset = run.dataset(
-        split or "test", data, format=format, columns=columns, scheme=scheme
-    )
+    reading = {"format": format, "columns": columns, "scheme": scheme}
+    for name, value in reading.items():
+        schema.check(schema.leaves(ExperimentConfig)[f"data.{name}"], value)
+    dataset = run.dataset(split or "test", data, **reading)
     return run.evaluate(dataset, result_name(data, split), number).metrics
 
 
@@ -111,7 +117,8 @@ def predict(
       UserError: there is no such run or checkpoint, or an input is none of these.
     """
     run = opened(run)
-    inputs = [inputs] if isinstance(inputs, str | Mapping) else inputs
+    if isinstance(inputs, str | Mapping):
+        inputs = [inputs]
     return run.predict(inputs, chosen(run, step))
 
 
@@ -119,7 +126,14 @@ def opened(run: Run | str | Path) -> Run:
     """The run itself, or that of a workdir."""
     from jaxlm.experiment.runs import Run
 
-    return run if isinstance(run, Run) else Run(run)
+    return run if isinstance(run, Run) else Run(directory(run))
+
+
+def directory(workdir: str | Path) -> Path:
+    """The path of a workdir; an empty one would mean the current directory."""
+    if not isinstance(workdir, str | Path) or not str(workdir).strip():
+        raise UserError(f"workdir is {schema.show(workdir)}; a path is needed")
+    return Path(workdir)
 
 
 def chosen(run: Run, step: str | int) -> int:
@@ -131,6 +145,6 @@ def chosen(run: Run, step: str | int) -> int:
 
 def among(word: str, allowed: Mapping[str, str], what: str) -> str:
     """What a word of ``allowed`` stands for."""
-    if word not in allowed:
+    if not isinstance(word, str) or word not in allowed:
         raise UserError(f"no such {what}: {word!r}; one of {', '.join(allowed)}")
     return allowed[word]

@@ -323,6 +323,8 @@ def test_a_claim_waits_for_one_who_only_asks(finished):
         ("data.json", "[]"),
         ("data.json", '{"train": 3}'),
         ("metrics.jsonl", "[]\n"),
+        ("metrics.jsonl", '{"step": 1, "split": "train", "loss": "y"}\n'),
+        ("metrics.jsonl", "[" * 9999 + "\n"),
     ],
 )
 def test_a_broken_file_of_a_run_is_one_line(finished, tmp_path, name, text):
@@ -396,7 +398,7 @@ def test_a_run_that_diverges_says_so_in_one_line(tmp_path, monkeypatch):
 def test_a_run_that_fails_says_how_far_it_came(tmp_path, monkeypatch):
     from jaxlm.experiment import training
 
-    def failing(run, evaluator, records):
+    def failing(*_):
         def fail(state):
             raise RuntimeError("no more")
 

@@ -96,7 +96,7 @@ def load_file(spec: str, cls: type) -> ConfigDict:
             shown = schema.show(config)
             raise UserError(f"get_config must return the config; it returned {shown}")
         return config
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the file may call sys.exit
         raise UserError(_failure(name, error, cls)) from error
 
 
@@ -215,14 +215,13 @@ def read(path: str | Path, cls: type[T]) -> T:
     flat = schema.flatten_dict(document["config"])
     for key, value in flat.items():
         if isinstance(value, Mapping):
-            flat[key] = f"memory:{value['records']}-records-{value['sha256'][:12]}"
+            flat[key] = f"memory:{value['records']}-records-{str(value['sha256'])[:12]}"
     try:
         return schema.build(cls, schema.nest(flat))
     except schema.ConfigError as error:
         then, now = document["versions"].get("jaxlm"), versions()["jaxlm"]
-        raise UserError(
-            f"{path}: {error} (written by jaxlm {then}, this is {now})"
-        ) from error
+        other = f" (written by jaxlm {then}, this is {now})" if then != now else ""
+        raise UserError(f"{path}: {error}{other}") from error
 
 
 def changes(workdir: str | Path, config: Any) -> list[tuple[str, Any, Any]]:
@@ -271,7 +270,9 @@ def _document(path: str | Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not all(
         isinstance(document.get(section), dict) for section in sections
     ):
-        raise UserError(f"{path}: is not the config of a run: no {sections[0]}")
+        raise UserError(
+            f"{path}: is not the config of a run, which has {' and '.join(sections)}"
+        )
     return document
 
 
@@ -327,7 +328,7 @@ def _near_files(path: Path) -> str:
     )
 
 
-def _failure(name: str, error: Exception, cls: type) -> str:
+def _failure(name: str, error: BaseException, cls: type) -> str:
     """One line about an exception inside a config file."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == name]

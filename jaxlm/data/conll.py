@@ -125,8 +125,8 @@ def _places(columns: Columns, path: Path) -> dict[str, int]:
     for field, column in columns.items():
         if field not in ("tokens", "labels", "label") or not isinstance(column, int):
             raise UserError(
-                f"{path}: data.columns has {field}={column}, but CoNLL columns are "
-                "told by their place, as in 'token=0,label=3'"
+                f"{path}: config.data.columns has {field}={column}, but CoNLL columns"
+                " are told by their place, as in 'token=0,label=3'"
             )
         places[field] = column
     return places

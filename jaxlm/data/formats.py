@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def read(
     format = guess(path, columns) if format == "auto" else format
     if format not in _READERS:
         raise UserError(
-            f"data.format={format!r} is not known; use auto, {', '.join(FORMATS)}"
+            f"config.data.format={format!r} is not known; use auto,"
+            f" {', '.join(FORMATS)}"
         )
     empty = True
     for item in _READERS[format](path, columns):
@@ -125,6 +126,7 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[Record]:
 
 
 def _parse_json(text: str, where: str) -> dict[str, Any]:
+    text = text.rstrip("\r\n")  # else what lacks at its end is at column 1
     if text.lstrip().startswith("["):
         raise UserError(
             f"{where}: a JSON array; write one object a line, as in: jq -c '.[]'"
@@ -205,8 +207,10 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Record]:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             chosen = resolve(schema.names, columns, str(path))
-            metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-            classes = class_names(metadata.get("info", {}).get("features", {}))
+            if len(set(schema.names)) < len(schema.names):
+                names = ", ".join(schema.names)
+                raise UserError(f"{path}: two columns of one name: {names}")
+            classes = class_names(_features(schema.metadata or {}))
             number = 0
             for batch in file.iter_batches(columns=list(chosen.values())):
                 for row in batch.to_pylist():
@@ -215,6 +219,14 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Record]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a sound Parquet file: {reason}") from error
+
+
+def _features(metadata: Mapping[bytes, bytes]) -> Any:
+    """What ``datasets`` wrote beside its table; None where it is of another form."""
+    found: Any = json.loads(metadata.get(b"huggingface", b"{}"))
+    for name in ("info", "features"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 _READERS = {

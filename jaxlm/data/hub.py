@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ _NAME = re.compile(
     r"(?:@(?P<revision>[^@:\s]+))?(?::(?P<split>.+))?"
 )
 
+TIMEOUT_SECONDS = 10.0
 _NETWORK = re.compile("Connect|Timeout|Offline|reach")  # of requests, httpx, datasets
 
 
@@ -35,12 +38,42 @@ def from_hub(source: str, split: str, columns: Columns) -> list[Record]:
 
     name, split = found["name"], found["split"] or split
     try:
-        dataset = datasets.load_dataset(
-            name, found["subset"], split=split, revision=found["revision"]
-        )
+        reached = _is_reached(name, found["revision"])
+        with nullcontext() if reached else _offline():
+            dataset = datasets.load_dataset(
+                name, found["subset"], split=split, revision=found["revision"]
+            )
     except Exception as error:  # whatever the hub, the network or a builder may raise
         raise UserError(_refusal(source, name, error)) from error
     return _records(dataset, columns, source)
+
+
+def _is_reached(name: str, revision: str | None) -> bool:
+    """Whether the hub answers, of whatever it says; one question, not asked again."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT_SECONDS)
+    except Exception as error:  # those of the HTTP library, which changes
+        return not _is_network(error)
+    return True
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The hub's libraries take what they have in their cache, and ask nobody.
+
+    Unasked, they try each file of a data set for half a minute.
+    """
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def is_saved(path: Path) -> bool:
@@ -89,9 +122,7 @@ def _refusal(source: str, name: str, error: Exception) -> str:
             "data sets made by a script are not run; use its Parquet copy: "
             f"hf:{name}@refs/convert/parquet:split"
         )
-    elif isinstance(error, ConnectionError) or _NETWORK.search(
-        type(error).__name__ + reason
-    ):
+    elif _is_network(error):
         remedy = (
             "the hub is unreachable (or HF_HUB_OFFLINE is set) and the data set is not "
             "in the local cache; load it once while online, or give a local file or "
@@ -103,6 +134,11 @@ def _refusal(source: str, name: str, error: Exception) -> str:
             "split; a private data set needs `hf auth login`; or give a local file"
         )
     return f"{source}: data set {name!r} cannot be loaded: {reason}; {remedy}"
+
+
+def _is_network(error: Exception) -> bool:
+    told = type(error).__name__ + _reason(error)
+    return isinstance(error, ConnectionError) or bool(_NETWORK.search(told))
 
 
 def _reason(error: Exception) -> str:

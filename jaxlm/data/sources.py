@@ -24,6 +24,8 @@ _SAMPLES: dict[str, Columns] = {
     "ner": {"id": "id", "tokens": "tokens", "labels": "labels"},
     "topics": {"id": "id", "text": "text", "label": "register"},
 }
+LONGEST = 4096
+"""Characters of a source string."""
 _SPLITS = ("train", "validation", "test")
 _SLICE = re.compile(r"(.*)\[(-?\d{1,18})?:(-?\d{1,18})?\]", re.DOTALL)
 _WEIGHTED = re.compile(
@@ -128,6 +130,11 @@ class _Loader:
 
     def load(self, source: str) -> list[Record]:
         source = source.strip()
+        if len(source) > LONGEST:
+            raise UserError(
+                f"{source[:60]}...: a source of {len(source):,} characters; at most"
+                f" {LONGEST:,}"
+            )
         if found := _SLICE.fullmatch(source):
             whole = self.load(found[1])
             start, stop = (int(end) if end else None for end in found.groups()[1:])

@@ -35,7 +35,7 @@ def normalise(
     """
     if scheme != "auto" and scheme not in PREFIXES:
         raise UserError(
-            f"data.scheme={scheme!r} is not known; use one of auto, "
+            f"config.data.scheme={scheme!r} is not known; use one of auto, "
             + ", ".join(PREFIXES)
         )
     tags, problem = _vocabulary(labels, scheme)
@@ -126,9 +126,14 @@ def _read_typeless(name: str, scheme: str) -> _Tag | str:
 
 def _read_bare(name: str, scheme: str) -> _Tag | str:
     if scheme not in ("auto", "io"):
-        return f"has no prefix, which data.scheme={scheme} needs; use io for bare types"
+        return (
+            f"has no prefix, which config.data.scheme={scheme} needs; use io for bare"
+            " types"
+        )
     if not name:
         return "is empty; a token outside every entity is labelled O"
+    if scheme == "auto" and (marks := re.search(r"""["'\[\]{}<>,;]""", name)):
+        return f"holds {marks[0]}, which no label has; is the file of another format?"
     if name.isdigit():
         return "is a number; entity labels are names, such as B-PER, I-PER and O"
     if scheme == "auto" and re.match(r"\w-", name):

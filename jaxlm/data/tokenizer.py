@@ -83,7 +83,13 @@ class Tokenizer:
 
     def _frame(self) -> Frame:
         """Learn the special tokens from the tokenizer's own template."""
-        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        try:
+            encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        except Exception as problem:  # the library raises bare Exception
+            raise UserError(
+                f"{self.directory}: the tokenizer cannot encode 'a' ({problem}); is its"
+                " vocabulary whole?"
+            ) from problem
         special = encoding.special_tokens_mask
         content = [place for place, flag in enumerate(special) if not flag]
         if not content:
@@ -111,7 +117,7 @@ def _open(directory: Path) -> tokenizers.Tokenizer:
     try:
         slow = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         return tokenizers.Tokenizer.from_str(slow.backend_tokenizer.to_str())
-    except (AttributeError, OSError, ValueError, ImportError) as problem:
+    except Exception as problem:  # among others the library's bare Exception
         reason = str(problem).partition("\n")[0].strip()
         raise UserError(
             f"{directory}: the tokenizer cannot be read ({reason}); save it with"

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,19 +19,16 @@ from jaxlm.core import config as configs
 from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import make_mesh
-from jaxlm.core.schema import show
 from jaxlm.core.types import Prediction, Record
 from jaxlm.data.dataset import Dataset
-from jaxlm.data.words import split_words
 from jaxlm.experiment.config import ExperimentConfig, MeshConfig
+from jaxlm.experiment.inputs import as_records
 from jaxlm.experiment.scoring import record, scorer
 from jaxlm.experiment.wiring import Parts, load_records, make_parts, read_labels
 from jaxlm.train.checkpoints import Checkpoints, Damaged, choose
 from jaxlm.train.evaluator import Evaluation, Evaluator
 from jaxlm.train.records import RunRecords, read_results, read_status
 
-FIELDS = ("id", "source", "text", "tokens")
-"""What a prediction reads of an input that is a record."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -212,43 +209,12 @@ class Run:
         ``step`` is the best checkpoint where it is not given.
         """
         step = self.choose("best")[0] if step is None else step
-        records = [self._record(each, place) for place, each in enumerate(inputs)]
+        records = as_records(inputs, self.parts.task.content)
         if not records:
             return []
         with jax.set_mesh(self.parts.mesh):
             data = self.parts.encode(records)
             return self.evaluator.predict(self.params(step), data)
-
-    def _record(self, given: str | Sequence[str] | Record, place: int) -> Record:
-        """An input as a record without labels; of its own fields only known ones."""
-        record: Record = {"id": str(place), "source": f"input {place + 1}"}
-        if isinstance(given, Mapping):
-            record |= {name: given[name] for name in FIELDS if name in given}
-        elif isinstance(given, str):
-            record["text"] = given
-        elif isinstance(given, Sequence):
-            record["tokens"] = list(given)
-        else:
-            raise UserError(
-                f"{record['source']}: must be a text, a list of words or a record, not"
-                f" {show(given)}"
-            )
-        where, text = record["source"], record.get("text")
-        if text is not None and not isinstance(text, str):
-            raise UserError(f"{where}: text must be a string, not {show(text)}")
-        wants_words = self.parts.task.content == "tokens"
-        if wants_words and record.get("tokens") is None and text is not None:
-            found = split_words(text)
-            record["tokens"] = [word for word, _, _ in found]
-            record["offsets"] = [(start, stop) for _, start, stop in found]
-        words = record.get("tokens", [])
-        if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-            raise UserError(f"{where}: tokens must be strings, not {show(words)}")
-        try:
-            " ".join([text or "", *words]).encode()
-        except UnicodeEncodeError as problem:
-            raise UserError(f"{where}: not valid Unicode text") from problem
-        return record
 
 
 def is_alive(workdir: Path) -> bool:

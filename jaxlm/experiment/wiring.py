@@ -229,7 +229,8 @@ def load_records(
         if record.get(field) is None:
             raise UserError(
                 f"{record['source']}: no {field}; {task} needs them in {split} data"
-                " (name a column by config.data.columns)"
+                " (name a column by config.data.columns, or take configs/ner.py for"
+                " labelled words, configs/classify.py for labelled texts)"
             )
     return records
 
@@ -243,8 +244,10 @@ def label_set(config: ExperimentConfig, records: Sequence[Record]) -> list[str]:
     task = TASKS[config.task.name]
     labels = list(config.task.labels) or task.label_set(records)
     if len(labels) < task.least_labels:
+        there = f"only the label {labels[0]!r}" if labels else "no label"
+        outside = " but O" if task.target == "labels" else ""
         raise UserError(
-            f"config.data.train: {len(labels)} labels in {len(records)} examples;"
+            f"config.data.train: {len(records):,} examples with {there}{outside};"
             f" {task.name} needs at least {task.least_labels}"
         )
     return labels

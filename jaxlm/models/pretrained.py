@@ -47,7 +47,15 @@ def open_checkpoint(source: str) -> Checkpoint:
     """
     random = source.startswith(RANDOM)
     place = source.removeprefix(RANDOM)
-    directory = BUILT_IN[place] if random and place in BUILT_IN else locate(place)
+    if random and place in BUILT_IN:
+        directory = BUILT_IN[place]
+    else:
+        try:
+            directory = locate(place)
+        except UserError as problem:
+            built_in = ", ".join(f"{RANDOM}{name}" for name in BUILT_IN)
+            hint = f"; built in is {built_in}" if random or place in BUILT_IN else ""
+            raise UserError(f"config.model.pretrained: {problem}{hint}") from problem
     family, config, hf = read_config(directory)
     return Checkpoint(
         directory, family, config, hf, None if random else open_weights(directory)
@@ -61,7 +69,7 @@ def read_config(directory: Path) -> tuple[Family, TransformerConfig, dict[str, A
         raise UserError(f"{directory}: no config.json; a model's directory has one")
     hf = read_json(path)
     kind = hf.get("model_type") if isinstance(hf, dict) else None
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
             f"{path}: model_type {kind!r} is not supported; allowed:"
             f" {', '.join(sorted(FAMILIES))}"
@@ -76,22 +84,7 @@ def read_config(directory: Path) -> tuple[Family, TransformerConfig, dict[str, A
 
 
 def check_config(config: TransformerConfig) -> None:
-    """Refuse sizes that no model can have."""
-    for name in (
-        "vocab_size",
-        "width",
-        "layers",
-        "heads",
-        "mlp_width",
-        "max_positions",
-    ):
-        if getattr(config, name) < 1:
-            raise UserError(f"config.json: {name} is 0; it must be at least 1")
-    for name in ("dropout", "attention_dropout", "head_dropout"):
-        if getattr(config, name) >= 1:
-            raise UserError(
-                f"config.json: {name}={getattr(config, name)} is not allowed; below 1"
-            )
+    """Refuse sizes that do not fit one another."""
     if config.width % config.heads:
         raise UserError(
             f"config.json: hidden_size={config.width} does not divide by"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import replicated
 from jaxlm.core.types import Apply, Batch, Params, Prediction, Task
 from jaxlm.data.dataset import Dataset
@@ -58,11 +59,21 @@ class Evaluator:
         self._run = jax.jit(run, out_shardings=replicated(mesh))
 
     def evaluate(self, params: Params, data: Dataset) -> Evaluation:
-        """Loss, the task's metrics and the predictions of a labelled data set."""
+        """Loss, the task's metrics and the predictions of a labelled data set.
+
+        Raises:
+          UserError: the data set has nothing to score.
+        """
         began = time.perf_counter()
         totals: dict[str, np.ndarray] = {}
         predictions = self._predict(params, data, totals)
         seconds = time.perf_counter() - began
+        if not any(pair[1] for pair in totals.values()):
+            raise UserError(
+                f"nothing in {len(data.records):,} examples, from"
+                f" {data.records[0]['source']} on, counts in the loss; does the"
+                " tokenizer know their characters?"
+            )
         losses = {name: pair[0] / max(pair[1], 1e-8) for name, pair in totals.items()}
         metrics = {
             "loss": float(sum(losses.values())),

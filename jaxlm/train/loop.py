@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.core.errors import UserError
 from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan
 from jaxlm.train.checkpoints import Checkpoints
@@ -64,12 +65,16 @@ class Due:
 
 @dataclass
 class Meter:
-    """Figures of steps that have been dispatched, fetched late and summed."""
+    """Figures of steps that have been dispatched, fetched late and summed.
+
+    ``weightless`` as long as no loss had any weight.
+    """
 
     waiting: list[tuple[int, Any]] = field(default_factory=list)
     sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     losses: tuple[str, ...] = ()
+    weightless: bool = True
 
     def add(self, step: int, figures: Any) -> None:
         """Note a step's device figures without waiting for them."""
@@ -86,6 +91,7 @@ class Meter:
                     pair = np.array([each.total, each.weight], np.float64)
                     sums[name] = sums.get(name, np.zeros(2)) + pair
             self.losses = tuple(figures["losses"])
+            self.weightless &= not any(figures["losses"][n].weight for n in self.losses)
             self.last = {
                 "loss": float(figures["loss"]),
                 "gradient_norm": float(figures["gradient_norm"]),
@@ -131,6 +137,7 @@ def fit(
 
     Raises:
       Diverged: the loss became NaN or infinite; the last checkpoint is from before.
+      UserError: there is nothing to learn from.
     """
     plan, meter, clock = due.plan, Meter(), Clock(loader, elapsed)
     number, turns = int(state.step), turns or {}
@@ -158,6 +165,11 @@ def fit(
                 raise Diverged(number, f"the {words(name)} is {meter.last[name]}")
         speed = clock.lap()
         line = meter.means("line")
+        if meter.weightless:
+            raise UserError(
+                f"config.data.train: nothing in the examples up to step {number} counts"
+                " in the loss; does the tokenizer know their characters?"
+            )
         progress.update(
             number,
             loss=line.get("loss"),

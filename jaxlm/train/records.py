@@ -201,7 +201,10 @@ def read_status(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file of ours, which is one object; UserError where it is anything else."""
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except UserError as problem:
+        raise UserError(f"{problem}; delete the file") from problem
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; delete the file")
     return value
@@ -213,7 +216,13 @@ def read_results(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for path in (Path(workdir) / "results").glob("*.json"):
         split, dash, step = path.stem.rpartition("-")
         if dash and step.isdecimal():
-            found.append({**read_object(path), "split": split, "step": int(step)})
+            result = read_object(path) | {"split": split, "step": int(step)}
+            if wrong := [name for name in result if not _is_figure(name, result)]:
+                raise UserError(
+                    f"{path}: {wrong[0]} is {result[wrong[0]]!r}, not a number; delete"
+                    " the file"
+                )
+            found.append(result)
     return sorted(found, key=lambda result: (result["split"], result["step"]))
 
 
@@ -222,7 +231,23 @@ def read_confusion(
 ) -> dict[str, Any] | None:
     """``{"labels", "matrix"}`` beside a result, rows being true labels, or None."""
     path = Path(workdir) / "results" / f"{split}-{step}.confusion.json"
-    return read_object(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = read_object(path)
+    if not _is_confusion(found.get("labels"), found.get("matrix")):
+        raise UserError(f"{path}: is not a confusion matrix; delete the file")
+    return found
+
+
+def _is_confusion(labels: Any, matrix: Any) -> bool:
+    if not isinstance(labels, list) or not isinstance(matrix, list):
+        return False
+    return len(matrix) == len(labels) and all(
+        isinstance(row, list)
+        and len(row) == len(labels)
+        and all(type(count) is int for count in row)
+        for row in matrix
+    )
 
 
 def first_and_last(
@@ -244,7 +269,7 @@ def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if record is not None and _is_record(record):
             yield record
@@ -252,8 +277,8 @@ def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
             return
         else:
             raise UserError(
-                f"{path}:{number}: not a JSON object with a step and a split; delete"
-                " this line"
+                f"{path}:{number}: not a JSON object of a step, a split and numbers;"
+                " delete this line"
             )
 
 
@@ -262,7 +287,13 @@ def _is_record(value: Any) -> bool:
         isinstance(value, dict)
         and type(value.get("step")) is int
         and isinstance(value.get("split"), str)
+        and all(_is_figure(name, value) for name in value)
     )
+
+
+def _is_figure(name: str, record: Mapping[str, Any]) -> bool:
+    """Whether a field of a line or a result is what it should be: a number or null."""
+    return name == "split" or is_score(record[name])
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -169,8 +169,13 @@ def test_a_bad_value_in_a_file_is_told_with_the_file():
 def test_a_bad_value_of_the_command_line_is_told_without_the_file():
     message = refused("configs/ner.py", "--config.train.batch_size=-4")
     assert message == (
-        "config.train.batch_size: -4 is not allowed; a whole number, at least 1"
+        "config.train.batch_size: -4 is not allowed; a whole number, at least 1,"
+        " at most 1048576"
     )
+
+
+def test_a_file_that_ends_the_process_is_refused():
+    assert refused(file_with("raise SystemExit(3)")).endswith(": SystemExit: 3")
 
 
 def test_a_section_that_a_file_made_a_number_is_refused():

@@ -30,6 +30,12 @@ def main(arguments):
         raise KeyboardInterrupt
     if args.do == "full":
         raise OSError(28, "No space left on device", "x.bin")
+    if args.do == "nameless":
+        raise OSError(9, "Bad file descriptor")
+    if args.do == "long":
+        open("x" * 999)
+    if args.do == "memory":
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 GiB.\\nAnd more")
     if args.do == "lines":
         raise UserError("one\\ntwo")
     if args.do == "print":
@@ -73,7 +79,7 @@ def test_a_user_error_is_one_line_without_traceback_and_exits_with_2(toy):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: config.train.batch_size: -4 is not allowed; a whole number, at least"
-        " 1\n"
+        " 1, at most 1048576\n"
     )
 
 
@@ -107,6 +113,30 @@ def test_a_full_disk_is_one_line(toy):
     done = toy("--do=full")
     assert done.returncode == 2
     assert done.stderr == "error: x.bin: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [
+        ("long", f"error: {'x' * 999}: File name too long\n"),
+        ("memory", "error: out of memory (RESOURCE_EXHAUSTED: Out of memory: 9 GiB.);"),
+    ],
+)
+def test_trouble_of_the_machine_is_one_line(toy, do, words):
+    done = toy(f"--do={do}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(words)
+    assert "Traceback" in toy(f"--do={do}", "--debug").stderr
+
+
+def test_an_error_of_the_system_without_a_file_is_a_bug(toy):
+    done = toy("--do=nameless")
+    assert done.returncode == 1 and done.stderr.startswith("Traceback")
+
+
+@pytest.mark.parametrize("workdir", ["", " ", "a\udcff"])
+def test_a_workdir_that_is_no_name_is_refused(workdir):
+    assert "--workdir" in refused(f"--workdir={workdir}")
 
 
 def test_a_reader_that_goes_away_is_no_error(toy, tmp_path: Path):

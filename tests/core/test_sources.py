@@ -362,3 +362,15 @@ def test_a_misspelt_repository_is_told_the_form(hub, source):
     with pytest.raises(UserError, match="must read hf:org/name"):
         locate(source)
     assert found.calls == []
+
+
+@pytest.mark.parametrize("name", ["hf:my--org/x", "hf:a..b/c", f"hf:{'a' * 99}/x"])
+def test_a_name_that_the_hub_cannot_have_is_refused(name):
+    with pytest.raises(UserError, match="must read hf:org/name"):
+        locate(name)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nobody-here/x"])
+def test_a_folder_that_is_no_path_is_refused(name):
+    with pytest.raises(UserError, match="is no path: "):
+        locate(name)

@@ -3,9 +3,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from jaxlm.core.errors import UserError
 from jaxlm.data.columns import parse_columns
@@ -212,8 +214,8 @@ def test_very_long_fields_are_read(tmp_path):
         ("text,label\n\na\n", "", "FILE:3: 1 fields"),
         ('text,label\na,b\n"c,d\n\n', "", "FILE:3: broken CSV: unexpected end of data"),
         ("a;b\n1;2\n", "", "FILE:1: no column of tokens or text; there are: a;b; name"),
-        ("text,y\na,b\n", "label=stars", "FILE:1: no column 'stars', which data.col"),
-        ("text,label\n", "text=2", "FILE:1: no column 2 (data.columns counts from 0)"),
+        ("text,y\na,b\n", "label=stars", "FILE:1: no column 'stars', which config."),
+        ("text,label\n", "text=2", "FILE:1: no column 2 (config.data.columns cou"),
         ("text,text\na,b\n", "", "FILE:1: two columns of one name"),
         ("text,label\n", "", "FILE: is empty"),
     ],
@@ -235,9 +237,6 @@ def test_columns_that_make_no_sense_are_refused(columns):
 
 
 def test_parquet_is_read(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
-
     table = pyarrow.table({"tokens": [["a", "b"]], "tags": [["O", "B-X"]], "x": [1]})
     parquet.write_table(table, tmp_path / "a.parquet")
     [item] = read_all(tmp_path / "a.parquet")
@@ -246,15 +245,31 @@ def test_parquet_is_read(tmp_path):
 
 
 def test_parquet_of_the_hub_names_its_labels(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
-
     names = {"names": ["O", "B-X"], "_type": "ClassLabel"}
     features = {"ner_tags": {"feature": names, "_type": "Sequence"}}
     table = pyarrow.table({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]})
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "a")
     assert read_all(tmp_path / "a")[0]["labels"] == ["O", "B-X"]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["[]", "null", '{"info": 5}', '{"info": {"features": []}}',
+     '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}'],
+)  # fmt: skip
+def test_parquet_metadata_of_another_form_is_passed_over(tmp_path, metadata):
+    table = pyarrow.table({"text": ["a"], "label": [1]})
+    table = table.replace_schema_metadata({"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_all(tmp_path / "a.parquet")[0]["label"] == "1"
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path):
+    arrays = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    table = pyarrow.Table.from_arrays(arrays, names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert refusal(tmp_path / "a.parquet").startswith("FILE: two columns of one name")
 
 
 def test_broken_parquet_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm.core.errors import UserError
+from jaxlm.data import hub as hub_sets
 from jaxlm.data import sources
 from jaxlm.data.sources import describe, load, mix
 
@@ -296,6 +297,7 @@ def hub(table, monkeypatch):
         assert set(options) == {"split", "revision"}
         return table
 
+    monkeypatch.setattr(hub_sets, "_is_reached", lambda *_: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
 
@@ -386,10 +388,37 @@ def test_a_refusal_of_the_hub_says_what_to_do(monkeypatch, error, remedy):
     def load_dataset(*_, **__):
         raise error
 
+    monkeypatch.setattr(hub_sets, "_is_reached", lambda *_: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     message = refusal("hf:a/b:dev")
     assert message.startswith("hf:a/b:dev: data set 'a/b' cannot be loaded: ")
     assert remedy in message
+
+
+def test_a_source_without_end_is_refused():
+    assert "at most 4,096" in refusal("sample:ner" + "[:9]" * 2000)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
+    """It is its cache then that answers, or says at once that it has none."""
+    import datasets
+    from huggingface_hub import HfApi, constants
+
+    seen = []
+
+    def dataset_info(self, name, *, revision, timeout):
+        raise ConnectionError("Name or service not known")
+
+    def load_dataset(*_, **__):
+        seen.append((constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE))
+        raise ConnectionError("Couldn't reach 'a/b' on the Hub (Offline)")
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert "the hub is unreachable" in refusal("hf:a/b")
+    assert seen == [(True, True)]
+    assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == before
 
 
 def test_a_hub_that_is_switched_off_is_said_so(tmp_path):

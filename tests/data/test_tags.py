@@ -88,6 +88,7 @@ def test_a_set_with_no_entities_is_kept():
         (["B_PER", "I_PER"], "'B_PER' is not written as B-PER"),
         (["B-", "O"], "names no entity type"),
         (["3", "O"], "'3' is a number"),
+        (['"O"]}', "O"], 'holds ", which no label has'),
         (["", "O"], "is empty"),
     ],
 )

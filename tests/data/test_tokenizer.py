@@ -119,6 +119,14 @@ def test_a_vocabulary_of_an_unknown_kind_is_refused_in_one_line(tmp_path):
     assert "cannot be read" in refusal(tmp_path)
 
 
+def test_a_tokenizer_without_a_vocabulary_is_refused(minilm, tmp_path):
+    content = json.loads((minilm / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot encode 'a'.*is its vocabulary whole"):
+        Tokenizer(tmp_path)
+
+
 @pytest.fixture
 def configured(minilm, tmp_path):
     """A directory with MiniLM's tokenizer.json and another tokenizer_config.json."""

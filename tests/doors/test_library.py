@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from pandas import DataFrame
 
 from jaxlm import api
 from jaxlm.core import config as configs
@@ -117,7 +118,15 @@ def test_the_same_records_resume_and_others_are_refused(run):
         (lambda run: api.evaluate(run, []), "holds no examples"),
         (lambda run: api.evaluate(run, SENTENCES, step=9), "step=9"),
         (lambda run: api.evaluate(run, SENTENCES, step="all"), "step='all'"),
-        (lambda run: api.predict(run, [{"txt": "a"}]), "input 1: no words"),
+        (lambda run: api.predict(run, [{"txt": "a"}]), "input 1: has no text or"),
+        (lambda run: api.predict(run, [{"id": [1], "text": "a"}]), "input 1: id [1]"),
+        (lambda run: api.predict(run, None), "inputs must be a list of texts"),
+        (lambda run: api.predict(run, DataFrame({"text": ["a"]})), "are a table"),
+        (lambda run: api.predict("", ["a"]), "workdir is ''"),
+        (lambda run: api.evaluate(run, SENTENCES, columns=5), "config.data.columns: 5"),
+        (lambda run: api.train({}, run.workdir), "start from api.config"),
+        (lambda run: api.train(api.config("ner"), None), "workdir is None"),
+        (lambda run: api.config(["ner"]), "no such task: ['ner']"),
         (lambda run: api.predict(run, ["a", 7]), "input 2"),
         (lambda run: api.predict(run, [["a", 7]]), "tokens must be strings"),
     ],

@@ -225,6 +225,31 @@ def test_a_result_of_another_shape_is_one_line(tmp_path):
         read_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "test-1.json",
+            '{"f1": "high"}',
+            "f1 is 'high', not a number; delete",
+        ),
+        ("test-1.json", '{"f1"', "broken JSON: .*; delete the file"),
+        ("test-1.confusion.json", '{"labels": 5}', "not a confusion matrix; delete"),
+        (
+            "test-1.confusion.json",
+            '{"labels": ["a"], "matrix": [["b"]]}',
+            "not a confusion matrix; delete",
+        ),
+    ],
+)
+def test_a_result_of_other_values_is_one_line(tmp_path, name, text, words):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}.*{words}"):
+        read_results(tmp_path)
+        read_confusion(tmp_path, "test", 1)
+
+
 def test_records_of_a_further_process_write_nothing(tmp_path):
     with RunRecords(tmp_path, enabled=False) as records:
         records.append(1, "train", loss=1.0)

@@ -62,14 +62,25 @@ def require(hf: Mapping[str, Any], key: str, allowed: Mapping[Any, Any]) -> Any:
     return allowed[value]
 
 
-def read(hf: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+def read(
+    hf: Mapping[str, Any],
+    key: str,
+    kind: type,
+    default: Any = None,
+    *,
+    least: float = 0,
+    below: float = 2**31,
+) -> Any:
     """A number of config.json, checked; without a default it must be there."""
     value = hf.get(key, default)
     if value is None:
         raise UserError(f"config.json: {key} is missing; the model cannot be built")
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or kind(value) != value or value < 0:
+    fits = fits and math.isfinite(value) and kind(value) == value
+    if not fits or not least <= value < below:
+        what = "a whole number" if kind is int else "a number"
         raise UserError(
-            f"config.json: {key}={value!r} is not allowed; a number, 0 or more"
+            f"config.json: {key}={value!r} is not allowed; {what}, at least {least} and"
+            f" below {below}"
         )
     return kind(value)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from jaxlm.core.errors import UserError
 from jaxlm.models.config import TransformerConfig
 from jaxlm.models.families.base import Family, Weight, read, require
 
@@ -21,26 +21,25 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         "gelu_pytorch_tanh": "gelu_tanh",
         "relu": "relu",
     }
-    types = read(hf, "type_vocab_size", int, 2)
-    if types < 1:
-        raise UserError("config.json: type_vocab_size is 0; it must be at least 1")
-    dropout = read(hf, "hidden_dropout_prob", float, 0.1)
+    size = partial(read, hf, kind=int, least=1)
+    rate = partial(read, hf, kind=float, below=1)
+    dropout = rate("hidden_dropout_prob", default=0.1)
     if hf.get("classifier_dropout") is None:
         head_dropout = dropout
     else:
-        head_dropout = read(hf, "classifier_dropout", float)
+        head_dropout = rate("classifier_dropout")
     return TransformerConfig(
-        vocab_size=read(hf, "vocab_size", int),
-        width=read(hf, "hidden_size", int),
-        layers=read(hf, "num_hidden_layers", int),
-        heads=read(hf, "num_attention_heads", int),
-        mlp_width=read(hf, "intermediate_size", int),
-        max_positions=read(hf, "max_position_embeddings", int),
-        type_vocab_size=types,
+        vocab_size=size("vocab_size"),
+        width=size("hidden_size"),
+        layers=size("num_hidden_layers"),
+        heads=size("num_attention_heads"),
+        mlp_width=size("intermediate_size"),
+        max_positions=size("max_position_embeddings"),
+        type_vocab_size=size("type_vocab_size", default=2),
         activation=require(hf, "hidden_act", activations),
         norm_epsilon=read(hf, "layer_norm_eps", float, 1e-12),
         dropout=dropout,
-        attention_dropout=read(hf, "attention_probs_dropout_prob", float, 0.1),
+        attention_dropout=rate("attention_probs_dropout_prob", default=0.1),
         head_dropout=head_dropout,
         initializer_range=read(hf, "initializer_range", float, 0.02),
     )
