@@ -87,7 +87,7 @@ def evaluate(
     ``data`` is a source string or a list of records, which ``format``, ``columns`` and
     ``scheme`` tell how to read (as the keys of ``config.data``). ``split``: ``test``
     where none is given. As the door, writes ``results/`` and ``predictions/``, under
-    the name ``records`` for a list.
+    the name ``records-`` and a hash for a list.
 
     Raises:
       UserError: there is no such run, checkpoint or data.

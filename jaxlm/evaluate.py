@@ -66,7 +66,10 @@ def main(arguments: list[str]) -> None:
     if known.watch:
         for step, evaluation in run.watch(data, name):
             loss, value = evaluation.metrics["loss"], evaluation.metrics[headline]
-            print(f"step {step}  loss {loss:.4f}  {headline} {value:.4f}", flush=True)
+            print(
+                f"step {step}  {name}  loss {loss:.4f}  {headline} {value:.4f}",
+                flush=True,
+            )
         return
     for step in steps:
         evaluation = run.evaluate(data, name, step)

@@ -451,10 +451,10 @@ def test_text_classification_trains_to_the_end(tmp_path):
 )
 def test_what_does_not_fit_is_said_in_one_line(tmp_path, changes, message):
     with pytest.raises(UserError) as caught:
-        train(config(**changes), tmp_path, say=quietly)
+        train(config(**changes), tmp_path / "run", say=quietly)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "config.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def explain(resolved: Resolved[Any], width: int | None = None) -> str:
         purpose = leaf.rule.help
         if leaf.rule != schema.Rule(purpose):  # something limits it
             purpose += f" [{leaf.rule.describe(leaf.annotation)}]"
-        row = (name, value, resolved.origin[key], purpose)
+        row = (name, value, _shorter(resolved.origin[key]), purpose)
         rows.setdefault(section, []).append(row)
     columns = list(zip(*itertools.chain(*rows.values()), strict=True))[:3]
     widths = [min(max(map(len, column)), 36) for column in columns]
@@ -274,6 +274,14 @@ def _document(path: str | Path) -> dict[str, Any]:
             f"{path}: is not the config of a run, which has {' and '.join(sections)}"
         )
     return document
+
+
+def _shorter(origin: str) -> str:
+    """An origin that is a file, from where we stand; others as they are."""
+    path = Path(origin)
+    here = Path.cwd()
+    inside = path.is_absolute() and path.is_relative_to(here)
+    return str(path.relative_to(here)) if inside else origin
 
 
 def _explained(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxlm.experiment.scoring import record
 from jaxlm.train.checkpoints import Checkpoints, Damaged, OtherLayout, choose
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.objective import join
-from jaxlm.train.progress import Progress, score_table
+from jaxlm.train.progress import print_table, score_table
 from jaxlm.train.records import RunRecords, first_and_last, read_results, read_status
 from jaxlm.train.report import write_report
 from jaxlm.train.state import State
@@ -48,7 +48,7 @@ def finish(
         say("")
         say(evaluation.report)
         before = first_and_last(read_results(records.workdir), final)[0]
-        show_scores(before, metrics, total)
+        print_table(score_table(before, metrics))
     seconds = round(time.perf_counter() - began, 1)
     device = run.parts.mesh.devices.flat[0].device_kind
     records.write_status(
@@ -93,7 +93,7 @@ def show_again(
         if each["split"] == final and each["step"] == status["best"]
     ]
     if last:
-        show_scores(first_and_last(results, final)[0], last[0], status["step"])
+        print_table(score_table(first_and_last(results, final)[0], last[0]))
     page: Path | str = "written by the first process"
     if jax.process_index() == 0:
         page = write_report(workdir, report_config(config))
@@ -102,14 +102,6 @@ def show_again(
         f" {status['total_steps']}; report: {page}; --overwrite trains anew"
     )
     return {**(last[0] if last else {}), "step": status["best"], "split": final}
-
-
-def show_scores(
-    before: Mapping[str, Any], after: Mapping[str, Any], total: int
-) -> None:
-    """The final table: the scores before training and after it."""
-    with Progress(total, start_step=total) as progress:
-        progress.show(score_table(before, after))
 
 
 def report_config(config: ExperimentConfig) -> dict[str, Any]:

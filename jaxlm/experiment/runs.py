@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import socket
@@ -182,7 +183,9 @@ class Run:
                 done.add(step)
                 try:
                     self.params(step)
-                except UserError as problem:
+                except UserError:
+                    if not (self.workdir / "checkpoints" / str(step)).exists():
+                        problem = "the run has deleted it, as older than those it keeps"
                     self.say(f"step {step} is passed over: {problem}")
                 else:
                     yield step, self.evaluate(data, name, step)
@@ -260,12 +263,13 @@ def result_name(data: Any, split: str | None) -> str:
 
     The split of the run's config (``test`` where none is asked for); the name of other
     data, with the split that was asked for, which tells two results of one source
-    apart; or ``records``.
+    apart; or ``records-`` and a hash of them.
     """
     if data is None:
         return split or "test"
     if not isinstance(data, str | os.PathLike):
-        return "records"
+        text = json.dumps(data, sort_keys=True, default=str)
+        return f"records-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     return "-".join(filter(None, (source_name(os.fspath(data)), split)))
 
 

@@ -51,6 +51,7 @@ def claim(
       UserError: another process trains there, or it holds a run of another config, or
         files that are no run's.
     """
+    made = not workdir.exists()
     writable_directory(workdir)
     handle = os.open(workdir, os.O_RDONLY)
     try:
@@ -71,6 +72,8 @@ def claim(
         yield
     finally:
         os.close(handle)
+        if made and not any(workdir.iterdir()):  # refused: nothing was begun
+            workdir.rmdir()
 
 
 def _check_ours(workdir: Path) -> None:

@@ -175,6 +175,7 @@ def fit(
             loss=line.get("loss"),
             tokens_per_second=speed,
             epoch=plan.epoch(number),
+            line=not (due.epoch_end(number) or due.evaluation(number)),
         )
         records.append(
             number,

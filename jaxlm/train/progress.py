@@ -42,7 +42,7 @@ class Progress:
         self._began = self._line_at = clock()
         self._start = self._step = self._line_step = start_step
         self._shown: dict[str, Any] = {"epoch": None, "loss": None, "speed": None}
-        self._bar = self._make_bar() if self._is_live() else None
+        self._bar = self._make_bar() if is_live(self.console) else None
 
     def __enter__(self) -> Self:
         self._began = self._line_at = self._clock()
@@ -63,14 +63,18 @@ class Progress:
         loss: float | None = None,
         tokens_per_second: float | None = None,
         epoch: float | None = None,
+        line: bool = True,
     ) -> None:
-        """Note that a step is done; a figure left out keeps its last value."""
+        """Note that a step is done; a figure left out keeps its last value.
+
+        Without ``line`` a log gets none: that of the epoch follows.
+        """
         self._step = step
         new = {"epoch": epoch, "loss": loss, "speed": tokens_per_second}
         self._shown |= {name: value for name, value in new.items() if value is not None}
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, **self._columns())
-        elif self._clock() - self._line_at >= self._interval:
+        elif line and self._clock() - self._line_at >= self._interval:
             self._print_line()
 
     def epoch_line(
@@ -97,25 +101,6 @@ class Progress:
         """Print a line above the bar, as it is: no markup, no wrapping."""
         self.console.print(Text(text), soft_wrap=True)
 
-    def final_table(
-        self, headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
-    ) -> None:
-        """Print a table; the first column is text, the others are figures."""
-        self.show(make_table(headers, rows, title))
-
-    def show(self, table: Table) -> None:
-        """Print a table, without rules where the output is not a terminal."""
-        if self._is_live():
-            self.console.print(table)
-        else:
-            table.box = None
-            table.title_justify = "left"
-            # A console without a window takes itself to be 80 columns wide.
-            Console(file=self.console.file, width=PLAIN_WIDTH).print(table)
-
-    def _is_live(self) -> bool:
-        return self.console.is_terminal and not self.console.is_dumb_terminal
-
     def _make_bar(self) -> Bar:
         bar = Bar(
             TextColumn("{task.fields[epoch]}"),
@@ -137,7 +122,7 @@ class Progress:
     def _columns(self) -> dict[str, Any]:
         epoch, loss = self._shown["epoch"], self._shown["loss"]
         return {
-            "epoch": "" if epoch is None else self._epoch(epoch),
+            "epoch": "compiling" if epoch is None else self._epoch(epoch),
             "loss": "" if loss is None else f"loss {figure(loss)}",
             "speed": _speed(self._shown["speed"]),
         }
@@ -165,7 +150,25 @@ class Progress:
         return steps if epoch is None else f"{self._epoch(epoch)}  {steps}"
 
     def _epoch(self, epoch: float) -> str:
-        return f"epoch {epoch:g}/{self.epochs}" if self.epochs else f"epoch {epoch:g}"
+        shown = f"epoch {round(epoch, 2):g}"
+        return f"{shown}/{self.epochs}" if self.epochs else shown
+
+
+def is_live(console: Console) -> bool:
+    """Whether a person looks on, so that what was printed can be drawn over."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Print a table, without rules where the output is not a terminal."""
+    console = console or Console()
+    if is_live(console):
+        console.print(table)
+    else:
+        table.box = None
+        table.title_justify = "left"
+        # A console without a window takes itself to be 80 columns wide.
+        Console(file=console.file, width=PLAIN_WIDTH).print(table)
 
 
 def score_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:

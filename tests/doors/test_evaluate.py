@@ -221,7 +221,10 @@ def test_an_evaluation_is_named_by_its_data_and_the_split_that_was_asked_for():
     assert result_name("x.conll", None) == "x.conll"
     assert result_name("x.conll", "train") == "x.conll-train"
     assert result_name("x.conll-train", None) != "x.conll-train"
-    assert result_name([{"tokens": ["a"]}], "train") == "records"
+    first, second = ([{"tokens": [word]}] for word in "ab")
+    assert result_name(first, "train") == result_name(first, None)
+    assert result_name(first, None).startswith("records-")
+    assert result_name(first, None) != result_name(second, None)
 
 
 def test_every_word_counts_once_however_long_the_sentence(ner_run, call, tmp_path):

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from jaxlm.train.progress import Progress, make_table, score_table
+from jaxlm.train.progress import Progress, make_table, print_table, score_table
 
 
 class Clock:
@@ -58,6 +58,16 @@ def test_a_line_says_the_time_passed_and_the_time_left(log, clock):
         clock.now += 20
         progress.update(70, loss=0.5)
     assert lines(log) == ["step 70/100  loss 0.5000  00:20, 01:00 left"]
+
+
+def test_no_line_comes_before_that_of_the_epoch(log, clock):
+    with Progress(9, console=log, clock=clock) as progress:
+        clock.now += 99
+        progress.update(3, loss=0.25, epoch=0.333333, line=False)
+        progress.epoch_line(3, epoch=0.333333, loss=0.5)
+    assert [line.split("  ")[:3] for line in lines(log)] == [
+        ["epoch 0.33", "step 3/9", "loss 0.5000"]
+    ]
 
 
 def test_the_last_step_is_not_printed_twice(log, clock):
@@ -127,7 +137,7 @@ def test_a_terminal_keeps_what_is_said_above_the_bar(terminal, clock):
 def test_score_table_sets_step_0_beside_the_last(log):
     before = {"step": 0, "split": "test", "loss": 2.5, "f1": 0.02, "examples": 9}
     after = {"step": 125, "split": "test", "loss": 0.5, "f1": 0.78, "PER/f1": 0.5}
-    Progress(1, console=log).show(score_table(before, after))
+    print_table(score_table(before, after), log)
     rows = [line.split() for line in lines(log) if line.strip()]
     assert rows == [
         ["test"],
@@ -138,18 +148,18 @@ def test_score_table_sets_step_0_beside_the_last(log):
 
 
 def test_score_table_shows_a_score_that_is_missing_on_one_side(log):
-    Progress(1, console=log).show(score_table({}, {"f1": 0.5, "loss": None}))
+    print_table(score_table({}, {"f1": 0.5, "loss": None}), log)
     text = log.file.getvalue()
     assert "0.5000" in text and "nan" not in text.lower()
 
 
 def test_labels_in_a_table_are_not_markup(log):
-    Progress(1, console=log).show(make_table(["label", "f1"], [["[red]", 0.5]]))
+    print_table(make_table(["label", "f1"], [["[red]", 0.5]]), log)
     assert "[red]" in log.file.getvalue()
 
 
 def test_a_table_in_a_log_has_no_rules_and_is_not_cut(log):
     name = "balance_not_updated_after_bank_transfer" * 2
-    Progress(1, console=log).final_table(["label", "f1", "support"], [[name, 0.5, 40]])
+    print_table(make_table(["label", "f1", "support"], [[name, 0.5, 40]]), log)
     text = log.file.getvalue()
     assert name in text and "─" not in text
