@@ -15,13 +15,13 @@ from jaxlm.experiment.runs import Run
 from jaxlm.experiment.training import train
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-WRITTEN = "head@1epoch,head+layers[1:]@3steps,all"
+WRITTEN = "head@1epoch,head+layers[1:]@2steps,all"
 SMALL = {
-    "data.train": "sample:ner[:48]",
-    "data.validation": "sample:ner[:16]",
+    "data.train": "sample:ner[:24]",
+    "data.validation": "sample:ner[:8]",
     "data.test": "",
     "data.max_length": 32,
-    "train.epochs": 4,
+    "train.epochs": 3,
     "train.batch_size": 8,
     "train.log_every_steps": 1,
     "train.phases": WRITTEN,
@@ -82,7 +82,7 @@ def test_each_phase_moves_what_it_names_and_nothing_else(whole):
     first = run.checkpoints.steps()[0]
     phases = {line["step"]: line["phase"] for line in lines(whole)}
     ends = [max(step for step in phases if phases[step] == each) for each in (1, 2, 3)]
-    assert ends[1] - ends[0] == 3
+    assert ends[1] - ends[0] == 2
     head = {"classifier/kernel", "classifier/bias"}
     assert moved(run, first, ends[0]) == head
     assert moved(run, ends[0], ends[1]) == head | {"backbone/layers[1:2]"}
