@@ -201,6 +201,12 @@ class RunPlan(Sequence[PlannedStep]):
                     self._kept.popitem(last=False)
             return self._kept[epoch][number - self._begin(epoch)]
 
+    def ended(self, step: int) -> int | None:
+        """Which epoch, counted from 1, ends with a step; None where none does."""
+        place = bisect.bisect_left(self.epoch_ends, step)
+        ends = place < len(self.epoch_ends) and self.epoch_ends[place] == step
+        return place + 1 if ends else None
+
     def epoch(self, step: int) -> float:
         """How many epochs are done after ``step`` steps, with a fraction."""
         place = bisect.bisect_right(self.epoch_ends, step)

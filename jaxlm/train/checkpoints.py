@@ -74,6 +74,7 @@ class Checkpoints:
         self.directory, self.score, self._clean = directory, score, clean
         self._say = say
         self._manager: Any = None
+        self._saving: Any = None
         self._moved: list[str] = []
         self.left_out: dict[int, str] = {}
         # Any: Orbax's own annotations do not fit one another.
@@ -97,7 +98,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+        try:
+            self._settle()
+        finally:
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that are on disk, oldest first."""
@@ -125,13 +129,21 @@ class Checkpoints:
             name: {"arrays": part, "fingerprints": self._fingerprints(part)}
             for name, part in split(state).items()
         }
-        self._manager.save_checkpointables_async(
+        self._settle()  # Orbax, too, waits for the save before
+        self._saving = self._manager.save_checkpointables_async(
             step, items, metrics=with_checksum(metrics or {}) or None, force=True
         )
 
     def wait(self) -> None:
         """Until all that was saved is on disk."""
+        self._settle()
         self._manager.wait()
+
+    def _settle(self) -> None:
+        """Take the result of a save: until then Orbax keeps a thread and its files."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def restore(self, step: int, abstract: State) -> State:
         """The whole state at a step; ``abstract`` has shapes, dtypes and shardings.

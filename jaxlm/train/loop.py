@@ -44,8 +44,8 @@ class Due:
             return True
         if self.evaluate.every_steps is not None:
             return step % self.evaluate.every_steps == 0
-        ends = self.plan.epoch_ends
-        return step in ends and (ends.index(step) + 1) % self.evaluate.every_epochs == 0
+        epoch = self.plan.ended(step)
+        return epoch is not None and epoch % self.evaluate.every_epochs == 0
 
     def save(self, step: int) -> bool:
         """At every evaluation, and every so many steps."""
@@ -60,7 +60,7 @@ class Due:
 
     def epoch_end(self, step: int) -> bool:
         """Whether an epoch is done."""
-        return step in self.plan.epoch_ends
+        return self.plan.ended(step) is not None
 
 
 @dataclass
@@ -97,9 +97,12 @@ class Meter:
                 "gradient_norm": float(figures["gradient_norm"]),
             }
 
-    def means(self, window: str) -> dict[str, float]:
-        """``loss`` and every measure since this window was last asked for."""
-        sums = self.sums.pop(window, {})
+    def means(self, window: str, *, close: bool = True) -> dict[str, float]:
+        """``loss`` and every measure since this window, ``line`` or ``epoch``, began.
+
+        A new one begins, unless it is not to ``close``.
+        """
+        sums = self.sums.pop(window, {}) if close else self.sums.get(window, {})
         means = {name: pair[0] / max(pair[1], 1e-8) for name, pair in sums.items()}
         losses = [means.pop(name) for name in self.losses if name in means]
         return {"loss": sum(losses), **means} if losses else {}
@@ -193,12 +196,13 @@ def fit(
         if due.save(number):
             checkpoints.save(state, scores)
         if due.epoch_end(number) or scores is not None:
+            epoch = meter.means("epoch", close=due.epoch_end(number))
             progress.epoch_line(
                 number,
                 epoch=round(plan.epoch(number), 2),
                 tokens_per_second=speed,
                 validation={headline: scores[headline]} if scores else None,
-                **{k: v for k, v in meter.means("epoch").items() if k in SHOWN},
+                **{name: epoch[name] for name in SHOWN if name in epoch},
             )
         if due.save(number):
             records.write_status("running", number, len(plan))

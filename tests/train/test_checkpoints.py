@@ -124,6 +124,19 @@ def test_checkpoints_without_a_score_are_never_the_best(tmp_path):
     assert best == 3
 
 
+def test_saves_leave_no_threads_behind(tmp_path):
+    """Each would keep three files open too, until a long run has too many."""
+    counts = {}
+    with opened(tmp_path) as checkpoints:
+        for step in range(1, 13):
+            checkpoints.save(state_of(step))
+            if step % 4 == 0:  # and else as in a run, which does not wait
+                checkpoints.wait()
+                counts[step] = threading.active_count()
+    # What Orbax has for itself comes with the first saves, and a pool may grow by one.
+    assert counts[12] <= counts[4] + 2
+
+
 def test_there_is_no_best_where_nothing_was_scored(tmp_path):
     steps, best = save_all(tmp_path, [None, None])
     assert (steps, best) == ([1, 2], None)

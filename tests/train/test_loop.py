@@ -226,6 +226,16 @@ def test_an_epoch_line_is_about_the_whole_epoch(tmp_path):
     assert losses[2] == pytest.approx((81 + 100) / (9 + 10))
 
 
+def test_a_line_inside_an_epoch_leaves_that_of_the_epoch_whole(tmp_path):
+    run = Running(tmp_path, plan=due({"every_steps": 3}))
+    run.fit()
+    losses = {step: shown["loss"] for step, shown in run.progress.lines}
+    assert losses[3] == pytest.approx((1 + 4 + 9) / (1 + 2 + 3))
+    assert losses[4] == pytest.approx((1 + 4 + 9 + 16) / (1 + 2 + 3 + 4))
+    assert losses[6] == pytest.approx((25 + 36) / (5 + 6))
+    assert losses[8] == pytest.approx((25 + 36 + 49 + 64) / (5 + 6 + 7 + 8))
+
+
 def test_it_goes_on_from_the_step_of_the_state(tmp_path):
     run = Running(tmp_path, start=4)
     state = run.fit()
