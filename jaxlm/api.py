@@ -5,6 +5,7 @@ Not in ``jaxlm`` itself, whose ``train``, ``evaluate`` and ``predict`` are modul
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,7 @@ def opened(run: Run | str | Path) -> Run:
 
 def directory(workdir: str | Path) -> Path:
     """The path of a workdir; an empty one would mean the current directory."""
-    if not isinstance(workdir, str | Path) or not str(workdir).strip():
+    if not isinstance(workdir, str | os.PathLike) or not str(workdir).strip():
         raise UserError(f"workdir is {schema.show(workdir)}; a path is needed")
     return Path(workdir)
 

@@ -460,9 +460,9 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        ("f1s", "'f1s' is not allowed; nearest: f1; one of auto, loss, pre"),
+        ("f1s", "'f1s' is not allowed; nearest: f1; auto is f1"),
         ("-PER/f2", "nearest: PER/f1"),
-        ("tokens", "'tokens' is not allowed"),
+        ("tokens", "'tokens' is not allowed; one of auto, loss, precision, recall, f1"),
     ],
 )
 def test_a_metric_that_no_evaluation_gives_costs_no_old_run(tmp_path, metric, words):

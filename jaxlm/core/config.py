@@ -353,6 +353,8 @@ def _failure(name: str, error: BaseException, cls: type) -> str:
             key = missing[1]
             dotted = re.search(rf"\w\.((?:\w+\.)*{key})\b", source)
             return f"{where}: {schema.unknown_key(cls, dotted[1] if dotted else key)}"
+    if isinstance(error, SystemExit):
+        return f"{where}: ends the process; it must return the config"
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     text = " ".join(message.split())
     return f"{where}: {type(error).__name__}: {text}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -22,10 +23,19 @@ from jaxlm.core.schema import nearest
 
 OVERRIDE = "--config."
 SPARING = (
-    "lower config.train.batch_size or config.evaluate.batch_size, raise"
-    " config.train.accumulation, or set config.model.remat=block"
+    "what needs less when training: a lower config.train.batch_size or"
+    " config.evaluate.batch_size, a higher config.train.accumulation,"
+    " config.model.remat=block"
 )
-"""What needs less memory."""
+OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")
+"""How TensorStore writes an error number of the operating system."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TROUBLE = (
+    *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
+    errno.ENFILE, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
+    errno.ESTALE,
+)  # fmt: skip
+"""Errors that a user's file or disk is to blame for, rather than our code."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,17 +154,18 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 def machine_trouble(error: Exception) -> str | None:
     """One line about a file or the memory that failed; None for what is a bug."""
+    text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if error.filename is None and not full:
+        if error.errno not in (FULL if error.filename is None else TROUBLE):
             return None
         return f"{error.filename or 'disk'}: {error.strerror}"
-    # By its words, as jax is not imported here.
-    text = str(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        first = text.strip().partition("\n")[0][:160]
-        return f"out of memory ({first}); {SPARING}"
-    return None
+    if isinstance(error, MemoryError):
+        return f"out of memory; {SPARING}"
+    if "RESOURCE_EXHAUSTED" not in text:  # by its words, as jax is not imported here
+        return None
+    if found := OS_ERROR.search(text):  # TensorStore's word for a full disk, too
+        return f"{os.strerror(int(found[1]))} ({text[:160]})"
+    return f"out of memory ({text[:160]}); {SPARING}"
 
 
 def writable_directory(path: str | Path) -> Path:

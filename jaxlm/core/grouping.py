@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 import jax
@@ -54,17 +53,21 @@ def regroup(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
       ValueError: the names are not those of the same leaves and layers.
     """
     whole = _joined(flatten(tree))
-    flat, layers = {}, dict.fromkeys(whole, 0)
+    flat: dict[str, Any] = {}
+    parts: dict[str, list[range]] = {stack: [] for stack in whole}
     for name in names:
         stack, part = ungrouped(name)
         if stack not in whole:
             raise ValueError(f"{name} is not among {', '.join(whole)}")
         leaf = whole[stack]
         flat[name] = leaf if part == slice(None) else leaf[part]
-        layers[stack] += _depth(flat[name])
-    for stack, count in layers.items():
-        if count != _depth(whole[stack]):
-            raise ValueError(f"{stack}: {_depth(whole[stack])} layers are not {count}")
+        stop = _depth(leaf) if part.stop is None else part.stop
+        parts[stack].append(range(part.start or 0, stop))
+    for stack, found in parts.items():
+        if _reach(found) != _depth(whole[stack]):
+            raise ValueError(
+                f"{stack}: {_depth(whole[stack])} layers are not those of {found}"
+            )
     return unflatten(flat)
 
 
@@ -73,18 +76,30 @@ def _depth(leaf: Any) -> int:
     return leaf.shape[0] if leaf.shape else 1
 
 
+def _reach(parts: Iterable[range]) -> int:
+    """Where parts end that follow one another from 0 on; -1 where they do not."""
+    end = 0
+    for part in sorted(parts, key=lambda part: part.start):
+        if part.start != end:
+            return -1
+        end = part.stop
+    return end
+
+
 def _joined(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Every leaf with its layers as one stack."""
-    parts: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+    parts: dict[str, list[tuple[range, Any]]] = defaultdict(list)
     for name, leaf in flat.items():
         stack, layers = ungrouped(name)
-        parts[stack].append((layers.start or 0, leaf))
-    return {
-        stack: jnp.concatenate([leaf for _, leaf in sorted(found, key=itemgetter(0))])
-        if len(found) > 1
-        else found[0][1]
-        for stack, found in parts.items()
-    }
+        start = layers.start or 0
+        parts[stack].append((range(start, start + _depth(leaf)), leaf))
+    joined = {}
+    for stack, found in parts.items():
+        if _reach(part for part, _ in found) < 0:
+            raise ValueError(f"{stack}: its stacks do not follow one another")
+        leaves = [leaf for _, leaf in sorted(found, key=lambda pair: pair[0].start)]
+        joined[stack] = jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
+    return joined
 
 
 def regroup_abstract(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
@@ -176,7 +177,7 @@ def _missing(
 
 def identity(value: Any, source: str) -> str:
     """An id of a record as a string, checked."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | numbers.Integral):
         raise UserError(f"{source}: id {show(value)} must be a string or whole number")
     return _unicode(str(value), "id", source)
 

@@ -207,9 +207,9 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Record]:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             chosen = resolve(schema.names, columns, str(path))
-            if len(set(schema.names)) < len(schema.names):
-                names = ", ".join(schema.names)
-                raise UserError(f"{path}: two columns of one name: {names}")
+            for name in chosen.values():
+                if schema.names.count(name) > 1:
+                    raise UserError(f"{path}: two columns have the name {name!r}")
             classes = class_names(_features(schema.metadata or {}))
             number = 0
             for batch in file.iter_batches(columns=list(chosen.values())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -37,26 +38,37 @@ def from_hub(source: str, split: str, columns: Columns) -> list[Record]:
     import datasets
 
     name, split = found["name"], found["split"] or split
+    unreached = _unreached(name, found["revision"])
     try:
-        reached = _is_reached(name, found["revision"])
-        with nullcontext() if reached else _offline():
+        with _offline() if unreached else nullcontext():
             dataset = datasets.load_dataset(
                 name, found["subset"], split=split, revision=found["revision"]
             )
     except Exception as error:  # whatever the hub, the network or a builder may raise
-        raise UserError(_refusal(source, name, error)) from error
+        raise UserError(_refusal(source, name, unreached or error)) from error
+    if unreached:
+        which = ", of whichever revision" if found["revision"] else ""
+        print(
+            f"{source}: the hub is not reached ({_reason(unreached)}); the newest copy"
+            f" in the local cache is used{which}",
+            file=sys.stderr,
+        )
     return _records(dataset, columns, source)
 
 
-def _is_reached(name: str, revision: str | None) -> bool:
-    """Whether the hub answers, of whatever it says; one question, not asked again."""
+def _unreached(name: str, revision: str | None) -> Exception | None:
+    """Why the hub does not answer; None where it does, whatever it says.
+
+    One question, not asked again.
+    """
     from huggingface_hub import HfApi
 
     try:
         HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT_SECONDS)
     except Exception as error:  # those of the HTTP library, which changes
-        return not _is_network(error)
-    return True
+        answered = getattr(error, "response", None) is not None
+        return None if answered or not _is_network(error) else error
+    return None
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     for magic, problem in _MAGIC.items():
                         if raw.startswith(magic):
                             raise UserError(f"{path}: {problem}")
-                    if b"\r" in raw.rstrip(b"\r\n"):
+                    if b"\r" in raw and not raw.endswith(b"\n"):
                         raise UserError(
                             f"{path}: its lines end in CR alone, as on an old Mac;"
                             " convert it: tr '\\r' '\\n'"

@@ -93,7 +93,7 @@ def _vocabulary(
     names.pop("O", None)
     if any(_PREFIXED.match(name) for name in names):
         read = _read_prefixed
-    elif set("BISU") & set(names) and set(names) <= set("BIESLUM"):
+    elif set("BI") & set(names) and set(names) <= set("BIESLUM"):
         read = _read_typeless
     else:
         read = _read_bare
@@ -133,7 +133,10 @@ def _read_bare(name: str, scheme: str) -> _Tag | str:
     if not name:
         return "is empty; a token outside every entity is labelled O"
     if scheme == "auto" and (marks := re.search(r"""["'\[\]{}<>,;]""", name)):
-        return f"holds {marks[0]}, which no label has; is the file of another format?"
+        return (
+            f"holds {marks[0]!r}; is the file of another format? (if it is a type's"
+            " name, set --config.data.scheme=io)"
+        )
     if name.isdigit():
         return "is a number; entity labels are names, such as B-PER, I-PER and O"
     if scheme == "auto" and re.match(r"\w-", name):

@@ -133,10 +133,15 @@ BERT_OPTIONS = {
 """What tokenizer_config.json may say of BERT's normalizer, and its name there."""
 
 
+GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
 def _configured(found: tokenizers.Tokenizer, file: Path) -> tokenizers.Tokenizer:
     """A tokenizer by tokenizer_config.json, which wins where the two files disagree.
 
-    So it is in transformers, whose checkpoints were trained like that.
+    So transformers builds a ``BertTokenizer``, and so a checkpoint was trained; its
+    general class (``GENERAL``) reads tokenizer.json alone. Unlike it, we take an option
+    that is in neither for what tokenizer.json does, not for true.
     """
     own = json.loads(found.to_str())["normalizer"] or {}
     if own.get("type") != "BertNormalizer" or not file.exists():
@@ -144,6 +149,8 @@ def _configured(found: tokenizers.Tokenizer, file: Path) -> tokenizers.Tokenizer
     options = read_json(file)
     if not isinstance(options, dict):
         raise UserError(f"{file}: is not a JSON object")
+    if options.get("tokenizer_class") in GENERAL:
+        return found
     wanted = {name: own[name] for name in own if name != "type"}
     for option, (name, kinds) in BERT_OPTIONS.items():
         value = options.get(option, own[name])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.schema import show
@@ -25,12 +27,14 @@ def as_records(inputs: Any, content: str) -> list[Record]:
         raise UserError(
             "inputs are a table; give a list of its texts, as table['text'].tolist()"
         )
-    if not isinstance(inputs, Iterable):
+    try:
+        found = list(inputs)
+    except TypeError:
         raise UserError(
             f"inputs must be a list of texts, lists of words or records, not"
             f" {show(inputs)}"
-        )
-    return [as_record(each, place, content) for place, each in enumerate(inputs)]
+        ) from None
+    return [as_record(each, place, content) for place, each in enumerate(found)]
 
 
 def as_record(given: Any, place: int, content: str) -> Record:
@@ -39,10 +43,11 @@ def as_record(given: Any, place: int, content: str) -> Record:
     if isinstance(given, Mapping):
         known = {name: given.get(name) for name in FIELDS}
         record |= {name: known[name] for name in FIELDS if known[name] is not None}
+        record["source"] = str(record["source"])
     elif isinstance(given, str):
         record["text"] = given
-    elif isinstance(given, Sequence):
-        record["tokens"] = list(given)
+    elif isinstance(given, Sequence) or hasattr(given, "tolist"):
+        record["tokens"] = given
     else:
         raise UserError(
             f"{record['source']}: must be a text, a list of words or a record, not"
@@ -57,6 +62,8 @@ def as_record(given: Any, place: int, content: str) -> Record:
         record["tokens"] = [word for word, _, _ in found]
         record["offsets"] = [(start, stop) for _, start, stop in found]
     words = record.get("tokens", [])
+    if isinstance(words, tuple) or hasattr(words, "tolist"):
+        words = record["tokens"] = np.asarray(words).tolist()
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
         raise UserError(f"{where}: tokens must be strings, not {show(words)}")
     if content not in record:

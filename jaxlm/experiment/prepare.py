@@ -204,7 +204,7 @@ def describe(run: Prepared, say: Callable[[str], None]) -> None:
             say(f"{split:<10} {data.truncated:,} examples truncated to max_length")
     plan = run.plan
     say(
-        f"steps  {len(plan):,} of {config.train.batch_size} rows, examples_per_step"
+        f"steps  {len(plan):,} of {rows_of(run)} rows, examples_per_step"
         f" {plan.examples_per_step:.1f}, {plan.tokens / plan.places:.0%} of places are"
         " tokens"
     )
@@ -221,12 +221,15 @@ def phase_line(run: Prepared, phase: int) -> str:
     )
 
 
+def rows_of(run: Prepared) -> int:
+    """The rows of a step; of a batch_size beyond all data, the rest were padding."""
+    return min(run.parts.config.train.batch_size, run.plan.rows)
+
+
 def loader(run: Prepared) -> Loader:
     """The batches of the plan, this process's rows of each."""
     train, parts = run.parts.config.train, run.parts
-    # Of a batch_size beyond all data, the rest would be padding in every step.
-    rows = min(train.batch_size, run.plan.rows)
-    rows = parts.rules.rows_on_mesh(parts.mesh, rows, train.accumulation)
+    rows = parts.rules.rows_on_mesh(parts.mesh, rows_of(run), train.accumulation)
     return Loader(
         run.data["train"].windows,
         run.plan,

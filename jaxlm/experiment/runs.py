@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import socket
@@ -183,10 +182,11 @@ class Run:
                 done.add(step)
                 try:
                     self.params(step)
-                except UserError:
+                except UserError as problem:
+                    reason = str(problem)
                     if not (self.workdir / "checkpoints" / str(step)).exists():
-                        problem = "the run has deleted it, as older than those it keeps"
-                    self.say(f"step {step} is passed over: {problem}")
+                        reason = "the run has deleted it, as older than those it keeps"
+                    self.say(f"step {step} is passed over: {reason}")
                 else:
                     yield step, self.evaluate(data, name, step)
             if not alive:
@@ -268,8 +268,8 @@ def result_name(data: Any, split: str | None) -> str:
     if data is None:
         return split or "test"
     if not isinstance(data, str | os.PathLike):
-        text = json.dumps(data, sort_keys=True, default=str)
-        return f"records-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+        digest = hashlib.sha256(repr(list(data)).encode(errors="replace"))
+        return f"records-{digest.hexdigest()[:6]}"
     return "-".join(filter(None, (source_name(os.fspath(data)), split)))
 
 

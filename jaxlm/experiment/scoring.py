@@ -48,11 +48,11 @@ def check_metric(config: ExperimentConfig, task: Task) -> None:
         near = nearest(name, names)
         shown = [each for each in names if "/" not in each]
         parts = {each.rpartition("/")[2]: None for each in names if "/" in each}
+        allowed = f"one of auto, {', '.join(shown)}, or LABEL/ and {' or '.join(parts)}"
         raise ConfigError(
             "evaluate.metric",
             f"{config.evaluate.metric!r} is not allowed; "
-            + (f"nearest: {near}; " if near else "")
-            + f"one of auto, {', '.join(shown)}, or LABEL/ and {' or '.join(parts)}",
+            + (f"nearest: {near}; auto is {task.headline}" if near else allowed),
         )
 
 

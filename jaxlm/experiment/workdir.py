@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -71,9 +71,10 @@ def claim(
                 say(f"{workdir} goes on with another config: {'; '.join(changed)}")
         yield
     finally:
+        if made:  # and refused: nothing was begun, so that it is empty
+            with suppress(OSError):
+                workdir.rmdir()
         os.close(handle)
-        if made and not any(workdir.iterdir()):  # refused: nothing was begun
-            workdir.rmdir()
 
 
 def _check_ours(workdir: Path) -> None:

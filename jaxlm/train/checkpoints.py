@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -153,25 +154,26 @@ class Checkpoints:
           OtherLayout: it is whole but of another model or version.
           UserError: this machine cannot read now.
         """
-        return join(self._load(step, split(abstract)), abstract)
+        items = self._load(step, split(abstract), self._layouts(step))
+        return join(items, abstract)
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
         """Parameters alone, frozen ones among them, as one tree; see ``restore``.
 
         Their layers may be grouped in stacks in another way than those on disk.
         """
-        there = self._layouts(step).get(PARAMS)
-        names = flatten(there) if isinstance(there, dict) else flatten(abstract_params)
-        if names.keys() == flatten(abstract_params).keys():
-            return self._load(step, {PARAMS: abstract_params})[PARAMS]
-        try:
-            written = regroup_abstract(abstract_params, names)
-        except ValueError:  # of another model, which is refused by name
-            written = abstract_params
-        params = self._load(step, {PARAMS: written})[PARAMS]
+        layouts = self._layouts(step)
+        ours, there = tuple(flatten(abstract_params)), layouts.get(PARAMS)
+        theirs = tuple(flatten(there)) if isinstance(there, dict) else ours
+        written = abstract_params
+        if set(theirs) != set(ours):
+            with suppress(ValueError):  # another model, which is refused by name
+                written = regroup_abstract(abstract_params, theirs)
+        params = self._load(step, {PARAMS: written}, layouts)[PARAMS]
+        if written is abstract_params:
+            return params
         placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
-        change = partial(regroup, names=tuple(flatten(abstract_params)))
-        return jax.jit(change, out_shardings=placed)(params)
+        return jax.jit(partial(regroup, names=ours), out_shardings=placed)(params)
 
     def restore_latest(
         self, abstract: Callable[[int], State], say: Callable[[str], None]
@@ -260,9 +262,10 @@ class Checkpoints:
             if isinstance(item, dict) and "arrays" in item
         }
 
-    def _check_layout(self, step: int, wanted: dict[str, Any]) -> None:
+    def _check_layout(
+        self, step: int, wanted: dict[str, Any], layouts: dict[str, Any]
+    ) -> None:
         """Refuse arrays that Orbax says are others; what it cannot say is passed."""
-        layouts = self._layouts(step)
         for name in set(layouts) & set(wanted):
             difference = layout_difference(layouts[name], wanted[name])
             if difference:
@@ -272,8 +275,10 @@ class Checkpoints:
                     " the version that wrote it, or name another --workdir"
                 )
 
-    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        self._check_layout(step, wanted)
+    def _load(
+        self, step: int, wanted: dict[str, Any], layouts: dict[str, Any]
+    ) -> dict[str, Any]:
+        self._check_layout(step, wanted, layouts)
         scalar = jax.tree.leaves(wanted)[0].sharding
         scalar = jax.sharding.NamedSharding(scalar.mesh, jax.sharding.PartitionSpec())
         asked = {

@@ -108,7 +108,8 @@ class EvaluateConfig:
     metric: str = field(
         "auto",
         "which metric picks the best checkpoint; auto: the task's headline (f1 or"
-        " accuracy); any scalar of results/*.json, -name where smaller is better",
+        " accuracy); loss or any score in results/*.json; -name where smaller is"
+        " better",
     )
     batch_size: int = field(
         32, "rows scored at a time, on all devices", minimum=1, maximum=2**16

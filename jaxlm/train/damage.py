@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.core.door import OS_ERROR
 from jaxlm.core.errors import UserError
 
 CHECKSUM = "checksum"
@@ -26,7 +27,6 @@ SETTLE_SECONDS = 0.2
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system that the files themselves are to blame for."""
 STATUS = re.compile(r"\b(?:RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE)\b")
-ERRNO = re.compile(r"\bOS error (\d+)")
 
 
 class Unreadable(UserError):
@@ -122,7 +122,7 @@ def _is_machine(problem: BaseException) -> bool:
     if isinstance(problem, OSError) and problem.errno is not None:
         return problem.errno not in GONE
     text = str(problem)
-    numbers = [int(each) for each in ERRNO.findall(text)]
+    numbers = [int(each) for each in OS_ERROR.findall(text)]
     return bool(STATUS.search(text)) or any(each not in GONE for each in numbers)
 
 

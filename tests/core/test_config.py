@@ -175,7 +175,9 @@ def test_a_bad_value_of_the_command_line_is_told_without_the_file():
 
 
 def test_a_file_that_ends_the_process_is_refused():
-    assert refused(file_with("raise SystemExit(3)")).endswith(": SystemExit: 3")
+    assert refused(file_with("raise SystemExit(3)")).endswith(
+        ":5: ends the process; it must return the config"
+    )
 
 
 def test_a_section_that_a_file_made_a_number_is_refused():

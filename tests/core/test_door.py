@@ -36,6 +36,12 @@ def main(arguments):
         open("x" * 999)
     if args.do == "memory":
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 GiB.\\nAnd more")
+    if args.do == "full-save":
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Failed writing a; [os_error_code='28']"
+        )
+    if args.do == "absent":
+        open("nowhere.txt")
     if args.do == "lines":
         raise UserError("one\\ntwo")
     if args.do == "print":
@@ -119,7 +125,8 @@ def test_a_full_disk_is_one_line(toy):
     ("do", "words"),
     [
         ("long", f"error: {'x' * 999}: File name too long\n"),
-        ("memory", "error: out of memory (RESOURCE_EXHAUSTED: Out of memory: 9 GiB.);"),
+        ("memory", "error: out of memory (RESOURCE_EXHAUSTED: Out of memory: 9 GiB."),
+        ("full-save", "error: No space left on device (RESOURCE_EXHAUSTED: Failed"),
     ],
 )
 def test_trouble_of_the_machine_is_one_line(toy, do, words):
@@ -129,8 +136,9 @@ def test_trouble_of_the_machine_is_one_line(toy, do, words):
     assert "Traceback" in toy(f"--do={do}", "--debug").stderr
 
 
-def test_an_error_of_the_system_without_a_file_is_a_bug(toy):
-    done = toy("--do=nameless")
+@pytest.mark.parametrize("do", ["nameless", "absent"])
+def test_an_error_of_the_system_that_may_be_ours_is_a_bug(toy, do):
+    done = toy(f"--do={do}")
     assert done.returncode == 1 and done.stderr.startswith("Traceback")
 
 

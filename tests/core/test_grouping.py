@@ -58,8 +58,9 @@ def test_regrouping_there_and_back_returns_every_bit(deep):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["backbone/layers[0:2]/kernel", "head/bias"], "5 layers are not 2"),
-        (["backbone/layers[0:7]/kernel", *CUT[1:]], "5 layers are not 8"),
+        (["backbone/layers[0:2]/kernel", "head/bias"], "5 layers are not those of"),
+        (["backbone/layers[0:7]/kernel", *CUT[1:]], "5 layers are not those of"),
+        (["backbone/layers[0:3]/kernel", *CUT[1:]], "5 layers are not those of"),
         ([*CUT, "other/bias"], "other/bias is not among"),
         (CUT[:2], "head/bias"),
     ],
@@ -67,6 +68,12 @@ def test_regrouping_there_and_back_returns_every_bit(deep):
 def test_names_of_another_model_are_refused(deep, names, words):
     with pytest.raises(ValueError, match=words):
         regroup(deep, names)
+
+
+def test_stacks_that_overlap_are_refused(deep):
+    tree = {**deep["backbone"], "layers[3:5]": {"kernel": jnp.ones((2, 4))}}
+    with pytest.raises(ValueError, match="do not follow one another"):
+        regroup(tree, ["layers/kernel"])
 
 
 def test_a_stack_that_is_cut_keeps_its_sharding_but_for_its_layers(deep):

@@ -269,7 +269,7 @@ def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path):
     arrays = [pyarrow.array(["a"]), pyarrow.array(["b"])]
     table = pyarrow.Table.from_arrays(arrays, names=["text", "text"])
     parquet.write_table(table, tmp_path / "a.parquet")
-    assert refusal(tmp_path / "a.parquet").startswith("FILE: two columns of one name")
+    assert refusal(tmp_path / "a.parquet").startswith("FILE: two columns have the name")
 
 
 def test_broken_parquet_is_refused(tmp_path):

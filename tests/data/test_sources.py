@@ -297,7 +297,7 @@ def hub(table, monkeypatch):
         assert set(options) == {"split", "revision"}
         return table
 
-    monkeypatch.setattr(hub_sets, "_is_reached", lambda *_: True)
+    monkeypatch.setattr(hub_sets, "_unreached", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
 
@@ -388,7 +388,7 @@ def test_a_refusal_of_the_hub_says_what_to_do(monkeypatch, error, remedy):
     def load_dataset(*_, **__):
         raise error
 
-    monkeypatch.setattr(hub_sets, "_is_reached", lambda *_: True)
+    monkeypatch.setattr(hub_sets, "_unreached", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     message = refusal("hf:a/b:dev")
     assert message.startswith("hf:a/b:dev: data set 'a/b' cannot be loaded: ")
@@ -416,9 +416,32 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert "the hub is unreachable" in refusal("hf:a/b")
+    message = refusal("hf:a/b")
+    assert "Name or service not known; the hub is unreachable" in message
     assert seen == [(True, True)]
     assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == before
+
+
+def test_a_cached_copy_is_used_offline_and_said_so(monkeypatch, hub, capsys):
+    problem = ConnectionError("no route to host")
+    monkeypatch.setattr(hub_sets, "_unreached", lambda *_: problem)
+    assert load("hf:org/name@v1", "train")
+    said = capsys.readouterr().err
+    assert "hf:org/name@v1: the hub is not reached (no route to host)" in said
+    assert "of whichever revision" in said
+
+
+def test_a_hub_that_refuses_is_a_hub_that_is_reached(monkeypatch):
+    from huggingface_hub import HfApi
+
+    class Refused(Exception):
+        response = "429 Too Many Requests"
+
+    def dataset_info(self, name, *, revision, timeout):
+        raise Refused("you have reached your limit")
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    assert hub_sets._unreached("org/Connect4", None) is None
 
 
 def test_a_hub_that_is_switched_off_is_said_so(tmp_path):

@@ -88,7 +88,7 @@ def test_a_set_with_no_entities_is_kept():
         (["B_PER", "I_PER"], "'B_PER' is not written as B-PER"),
         (["B-", "O"], "names no entity type"),
         (["3", "O"], "'3' is a number"),
-        (['"O"]}', "O"], 'holds ", which no label has'),
+        (['"O"]}', "O"], "holds '\"'; is the file of another"),
         (["", "O"], "is empty"),
     ],
 )
@@ -118,6 +118,5 @@ def test_io_accepts_types_that_look_prefixed():
     assert normalise([["VITAMIN_B"]], "io") == [["B-VITAMIN_B"]]
 
 
-def test_prefixes_without_types_are_read_alike_in_a_small_file():
-    assert normalise([["S", "O"], ["B", "E"]]) == [["B-_", "O"], ["B-_", "I-_"]]
-    assert normalise([["S", "O"]]) == [["B-_", "O"]]
+def test_types_of_one_letter_are_types():
+    assert normalise([["S", "L", "O"]], "io") == [["B-S", "B-L", "O"]]

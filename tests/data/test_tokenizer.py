@@ -163,10 +163,13 @@ def test_tokenizer_config_of_another_type_is_refused(configured):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("lower", [True, False])
-def test_ids_equal_those_of_transformers_by_tokenizer_config(configured, torch, lower):
+@pytest.mark.parametrize("name", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_ids_equal_those_of_transformers_by_tokenizer_config(
+    configured, torch, lower, name
+):
     from transformers import AutoTokenizer
 
-    folder = configured(do_lower_case=lower, tokenizer_class="BertTokenizer")
+    folder = configured(do_lower_case=lower, tokenizer_class=name)
     text = "Ada Lovelace left Zürich for 東京."
     theirs = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)
     assert Tokenizer(folder).text(text).tolist() == theirs["input_ids"]

@@ -360,7 +360,17 @@ def test_watch_survives_a_checkpoint_that_is_deleted_under_it(ner_copy):
     assert next(watching)[0] == 60
     shutil.rmtree(ner_copy / "checkpoints" / "120")
     assert [step for step, _ in watching] == [160]
-    assert len(said) == 1 and "120" in said[0]
+    assert len(said) == 1 and "120" in said[0] and "has deleted it" in said[0]
+
+
+def test_watch_passes_over_a_checkpoint_that_is_damaged(ner_copy):
+    said = []
+    run = Run(ner_copy, say=said.append)
+    for path in (ner_copy / "checkpoints" / "120" / "params" / "d").iterdir():
+        path.write_bytes(path.read_bytes()[:-9])
+    watching = run.watch(run.dataset("test"), "watched")
+    assert [step for step, _ in watching] == [60, 160]
+    assert len(said) == 1 and "120" in said[0] and "damaged" in said[0]
 
 
 def test_watch_takes_no_step(ner_run, call):

@@ -388,6 +388,7 @@ TROUBLES = [
     OSError(errno.EIO, "Input/output error"),
     ValueError("PERMISSION_DENIED: Error opening: [OS error 13: EACCES denied]"),
     ValueError("UNKNOWN: Error reading: [OS error 5: EIO Input/output error]"),
+    ValueError("UNKNOWN: Error reading; [os_error_code='5']"),
     ValueError("RESOURCE_EXHAUSTED: no memory"),
 ]
 
