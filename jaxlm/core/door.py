@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -18,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from jaxlm.core.errors import UserError
+from jaxlm.core.errors import OS_ERROR, UserError
 from jaxlm.core.schema import nearest
 
 OVERRIDE = "--config."
@@ -27,8 +26,6 @@ SPARING = (
     " config.evaluate.batch_size, a higher config.train.accumulation,"
     " config.model.remat=block"
 )
-OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")
-"""How TensorStore writes an error number of the operating system."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TROUBLE = (
     *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,

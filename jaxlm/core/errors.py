@@ -1,4 +1,9 @@
-"""The one exception that a user can mend."""
+"""The one exception that a user can mend, and how a machine's own trouble reads."""
+
+import re
+
+OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")
+"""How TensorStore writes an error number of the operating system in a message."""
 
 
 class UserError(Exception):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxlm.core.errors import UserError
 from jaxlm.core.schema import show
 from jaxlm.core.types import Record
@@ -61,11 +59,13 @@ def as_record(given: Any, place: int, content: str) -> Record:
         found = split_words(text)
         record["tokens"] = [word for word, _, _ in found]
         record["offsets"] = [(start, stop) for _, start, stop in found]
-    words = record.get("tokens", [])
-    if isinstance(words, tuple) or hasattr(words, "tolist"):
-        words = record["tokens"] = np.asarray(words).tolist()
-    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+    words = record.get("tokens", ())
+    words = words.tolist() if hasattr(words, "tolist") else words
+    is_list = isinstance(words, Sequence) and not isinstance(words, str | bytes)
+    if not is_list or not all(isinstance(word, str) for word in words):
         raise UserError(f"{where}: tokens must be strings, not {show(words)}")
+    if "tokens" in record:
+        record["tokens"] = list(words)
     if content not in record:
         wanted = "text or tokens" if content == "tokens" else "text"
         raise UserError(f"{where}: has no {wanted}, which this model reads")

@@ -19,8 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.core.door import OS_ERROR
-from jaxlm.core.errors import UserError
+from jaxlm.core.errors import OS_ERROR, UserError
 
 CHECKSUM = "checksum"
 SETTLE_SECONDS = 0.2

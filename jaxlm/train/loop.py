@@ -65,16 +65,12 @@ class Due:
 
 @dataclass
 class Meter:
-    """Figures of steps that have been dispatched, fetched late and summed.
-
-    ``weightless`` as long as no loss had any weight.
-    """
+    """Figures of steps that have been dispatched, fetched late and summed."""
 
     waiting: list[tuple[int, Any]] = field(default_factory=list)
     sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     losses: tuple[str, ...] = ()
-    weightless: bool = True
 
     def add(self, step: int, figures: Any) -> None:
         """Note a step's device figures without waiting for them."""
@@ -91,7 +87,6 @@ class Meter:
                     pair = np.array([each.total, each.weight], np.float64)
                     sums[name] = sums.get(name, np.zeros(2)) + pair
             self.losses = tuple(figures["losses"])
-            self.weightless &= not any(figures["losses"][n].weight for n in self.losses)
             self.last = {
                 "loss": float(figures["loss"]),
                 "gradient_norm": float(figures["gradient_norm"]),
@@ -106,6 +101,11 @@ class Meter:
         means = {name: pair[0] / max(pair[1], 1e-8) for name, pair in sums.items()}
         losses = [means.pop(name) for name in self.losses if name in means]
         return {"loss": sum(losses), **means} if losses else {}
+
+    def weight(self, window: str) -> float:
+        """What the losses of a window weigh together."""
+        sums = self.sums.get(window, {})
+        return sum(float(sums[name][1]) for name in self.losses if name in sums)
 
 
 class Diverged(Exception):
@@ -143,7 +143,8 @@ def fit(
       UserError: there is nothing to learn from.
     """
     plan, meter, clock = due.plan, Meter(), Clock(loader, elapsed)
-    number, turns = int(state.step), turns or {}
+    number = start = int(state.step)
+    turns = turns or {}
     clock.pause()
     for planned, batch in loader.iterate(number):
         if number in turns:  # a phase begins
@@ -168,10 +169,10 @@ def fit(
                 raise Diverged(number, f"the {words(name)} is {meter.last[name]}")
         speed = clock.lap()
         line = meter.means("line")
-        if meter.weightless:
+        if start == 0 and plan.ended(number) == 1 and not meter.weight("epoch"):
             raise UserError(
-                f"config.data.train: nothing in the examples up to step {number} counts"
-                " in the loss; does the tokenizer know their characters?"
+                "config.data.train: nothing in the whole first epoch counts in the"
+                " loss; does the tokenizer know the characters?"
             )
         progress.update(
             number,

@@ -204,6 +204,8 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
     except UserError as problem:
+        if isinstance(problem.__cause__, OSError):  # it may be whole
+            raise
         raise UserError(f"{problem}; delete the file") from problem
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; delete the file")

@@ -18,7 +18,7 @@ def make_schedule(
     ``learning_rate * (n + 1) / w``, so that no step is spent on nothing, as one is in
     transformers (``n / w``). Their number is rounded up, as there.
     """
-    # Not of 0.1 * 30, say, whose last bit is above the whole number.
+    # Not of 0.07 * 100, say, which is 7.000000000000001.
     warmup = math.ceil(round(config.warmup_ratio * steps, 9))
     rest = max(steps - warmup, 1)
     shapes = {

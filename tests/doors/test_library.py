@@ -129,6 +129,8 @@ def test_the_same_records_resume_and_others_are_refused(run):
         (lambda run: api.config(["ner"]), "no such task: ['ner']"),
         (lambda run: api.predict(run, ["a", 7]), "input 2"),
         (lambda run: api.predict(run, [["a", 7]]), "tokens must be strings"),
+        (lambda run: api.predict(run, [("a", 7)]), "tokens must be strings"),
+        (lambda run: api.predict(run, [{"tokens": "ab"}]), "tokens must be strings"),
     ],
 )
 def test_mistakes_are_user_errors(run, call, reason):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.core.errors import UserError
 from jaxlm.core.types import LossSum
 from jaxlm.data.lengths import Table
 from jaxlm.data.plan import plan_run
@@ -180,6 +181,26 @@ class Running:
 
     def status(self):
         return json.loads((self.records.workdir / "status.json").read_text())
+
+
+def nothing(number):
+    """A step none of whose places counts."""
+    empty = LossSum(jnp.float32(0.0), jnp.float32(0.0))
+    return {**figures(0.0, 1.0), "losses": {"words": empty}, "measures": {}}
+
+
+def test_a_first_epoch_of_which_nothing_counts_is_refused_unsaved(tmp_path):
+    run = Running(tmp_path, step=nothing)
+    with pytest.raises(UserError, match="first epoch counts in the loss"):
+        run.fit()
+    assert run.checkpoints.saved == {}
+
+
+def test_steps_of_which_nothing_counts_are_no_fault_beside_others(tmp_path):
+    few = Running(tmp_path / "few", step=lambda n: nothing(n) if n < 4 else loss_of(n))
+    assert int(few.fit().step) == STEPS
+    late = Running(tmp_path / "late", step=nothing, start=3)
+    assert int(late.fit().step) == STEPS
 
 
 def test_it_saves_evaluates_and_logs_when_due(tmp_path):
