@@ -59,7 +59,7 @@ def as_record(given: Any, place: int, content: str) -> Record:
         found = split_words(text)
         record["tokens"] = [word for word, _, _ in found]
         record["offsets"] = [(start, stop) for _, start, stop in found]
-    words = record.get("tokens", ())
+    words: Any = record.get("tokens", ())
     words = words.tolist() if hasattr(words, "tolist") else words
     is_list = isinstance(words, Sequence) and not isinstance(words, str | bytes)
     if not is_list or not all(isinstance(word, str) for word in words):
