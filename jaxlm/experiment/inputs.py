@@ -59,7 +59,7 @@ def as_record(given: Any, place: int, content: str) -> Record:
         found = split_words(text)
         record["tokens"] = [word for word, _, _ in found]
         record["offsets"] = [(start, stop) for _, start, stop in found]
-    words: Any = record.get("tokens", ())
+    words = record.get("tokens", ())
     words = words.tolist() if hasattr(words, "tolist") else words
     is_list = isinstance(words, Sequence) and not isinstance(words, str | bytes)
     if not is_list or not all(isinstance(word, str) for word in words):
@@ -70,7 +70,7 @@ def as_record(given: Any, place: int, content: str) -> Record:
         wanted = "text or tokens" if content == "tokens" else "text"
         raise UserError(f"{where}: has no {wanted}, which this model reads")
     try:
-        " ".join([text or "", *words]).encode()
+        " ".join([text or "", *record.get("tokens", ())]).encode()
     except UnicodeEncodeError as problem:
         raise UserError(f"{where}: not valid Unicode text") from problem
     return record
