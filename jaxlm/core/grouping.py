@@ -33,6 +33,14 @@ def stack_names(stacks: Sequence[int]) -> list[tuple[str, range]]:
     return names
 
 
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of any tree by their path, through tuples and named tuples too."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
 def ungrouped(name: str) -> tuple[str, slice]:
     """A leaf's name had its layers been one stack, and which of these it holds."""
     parts = name.split("/")
@@ -69,6 +77,23 @@ def regroup(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
                 f"{stack}: {_depth(whole[stack])} layers are not those of {found}"
             )
     return unflatten(flat)
+
+
+def regroup_like(tree: Any, like: Any) -> Any:
+    """The leaves of any tree in the structure of another, whose layers lie otherwise.
+
+    ``tree`` holds arrays, or shapes with shardings as ``regroup_abstract`` takes them.
+    Returns ``tree`` itself where the names are the same.
+
+    Raises:
+      ValueError: as ``regroup``.
+    """
+    ours, names = named(tree), list(named(like))
+    if set(ours) == set(names):
+        return tree
+    abstract = isinstance(next(iter(ours.values())), jax.ShapeDtypeStruct)
+    made = flatten((regroup_abstract if abstract else regroup)(ours, names))
+    return jax.tree.unflatten(jax.tree.structure(like), [made[name] for name in names])
 
 
 def _depth(leaf: Any) -> int:

@@ -53,7 +53,7 @@ class Run:
     def _parts(self, model: Path) -> Parts:
         """By the run's mesh and rules; rows over all devices where they do not fit.
 
-        Depth is one stack: phases cut it for training alone.
+        Depth is not cut by phases, which is for training alone.
         """
 
         def parts(mesh: MeshConfig) -> Parts:

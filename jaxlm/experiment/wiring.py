@@ -128,7 +128,6 @@ def make_parts(
         Transformer,
         transformer,
         rules=rules,
-        scan=config.model.scan,
         remat=config.model.remat,
         dtype=DTYPES[config.train.precision],
     )
@@ -148,10 +147,11 @@ def adapt(
 ) -> TransformerConfig:
     """The checkpoint's architecture with what the run changes."""
     rate = config.model.dropout
-    phases = parse_phases(config.train.phases)
+    layers = transformer.layers
+    splits = cuts(parse_phases(config.train.phases), layers)
     changes: dict[str, Any] = {
         "pooler": task.pooler,
-        "splits": cuts(phases, transformer.layers),
+        "splits": splits if config.model.scan else tuple(range(1, layers)),
     }
     if rate is not None:
         changes |= dict.fromkeys(("dropout", "attention_dropout", "head_dropout"), rate)

@@ -33,28 +33,41 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout (Srivastava et al., 2014); ``key=None`` returns x.
-
-    Masks take 16 random bits an element, so the rate is exact to 2**-17; the scale
-    divides by the share that is really kept.
-    """
+    """Inverted dropout (Srivastava et al., 2014); ``key=None`` returns x."""
     if key is None or rate == 0.0:
         return x
-    threshold = min(round(rate * 65536), 65535)
-    keep = random_u16(key, x.shape) >= threshold
-    return jnp.where(keep, x * (65536 / (65536 - threshold)), 0).astype(x.dtype)
+    threshold = min(round(rate * 2**32), 2**32 - 1)
+    keep = hashed_bits(key, x.shape) >= jnp.uint32(threshold)
+    return jnp.where(keep, x * (2**32 / (2**32 - threshold)), 0).astype(x.dtype)
 
 
-def random_u16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform bits u16[shape], two from every word that the generator makes.
+def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform bits u32[shape] for dropout masks, by hashing the place of each element.
 
-    ``jax.random.bits(..., jnp.uint16)`` throws half of each word away: drawn so, the
-    masks of a training step cost over three times as much on CPU.
+    A place is its row (all dimensions but the last) and its column. The row is hashed
+    with each half of the key, and the column with both: two rounds of MurmurHash3's
+    32-bit finalizer (Appleby, 2011). Elementwise, so that it fuses into what uses it,
+    splits over a mesh without changing, and costs a fraction of ``jax.random.bits``,
+    whose Threefry has thirteen rounds and runs by itself. No generator for what needs
+    more than a mask.
     """
-    *rest, last = shape
-    words = jax.random.bits(key, (*rest, -(-last // 2)), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16)
-    return halves.reshape(*rest, -1)[..., :last]
+    words = jax.random.key_data(key).ravel()
+    *rest, last = shape or (1,)
+    row = jnp.zeros((*rest, 1), jnp.uint32)
+    for axis, size in enumerate(rest):
+        row = row * jnp.uint32(size) + jax.lax.broadcasted_iota(
+            jnp.uint32, row.shape, axis
+        )
+    column = jax.lax.broadcasted_iota(jnp.uint32, (*rest, last), len(rest))
+    bits = _finalize(column ^ _finalize(row ^ words[0]))
+    return _finalize(bits + _finalize(row + words[-1])).reshape(shape)
+
+
+def _finalize(bits: jax.Array) -> jax.Array:
+    """MurmurHash3's fmix32: a bijection of u32 each of whose bits hangs on all."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
 
 
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """Depth as a list of stacks of equal blocks, with stacked parameters.
 
 A stack is one block whose parameters have a leading axis of layers. It runs by
-``jax.lax.scan``, whose compile time does not grow with depth, or unrolled, with the
-same parameters and the same dropout keys. Cutting a model into several stacks lets a
-rule (what is frozen, say) stop at a layer.
+``jax.lax.scan``, whose compile time does not grow with depth. Cutting a model into
+several stacks lets a rule (what is frozen, say) stop at a layer; stacks of one layer
+each are the unrolled model, which runs faster where a copy of a layer's parameters out
+of their stack counts, as on a CPU. The dropout keys are the same.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ def run_stack(
     bias: jax.Array,
     key: jax.Array | None,
     *,
-    scan: bool,
     remat: str,
     collect: Collection[str] = (),
 ) -> tuple[jax.Array, Outputs]:
@@ -59,19 +59,11 @@ def run_stack(
 
     layer = rematerialise(layer, remat)
     numbers = jnp.arange(layers.start, layers.stop)
-    if scan:
-        return jax.lax.scan(lambda x, each: layer(x, *each), x, (numbers, params))
-    # lax.split and not indexing: its transpose is one concatenation, where the
-    # transpose of an index is a scatter into zeros of the whole stack, once for every
-    # layer.
-    leaves, tree = jax.tree.flatten(params)
-    columns = [jax.lax.split(leaf, (1,) * len(layers)) for leaf in leaves]
-    found = []
-    for index, number in enumerate(layers):
-        parts = [jnp.squeeze(column[index], 0) for column in columns]
-        x, values = layer(x, jnp.uint32(number), jax.tree.unflatten(tree, parts))
-        found.append(values)
-    return x, jax.tree.map(lambda *values: jnp.stack(values), *found)
+    if len(layers) == 1:
+        only = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), params)
+        x, found = layer(x, numbers[0], only)
+        return x, jax.tree.map(lambda value: value[None], found)
+    return jax.lax.scan(lambda x, each: layer(x, *each), x, (numbers, params))
 
 
 def rematerialise(function: Callable[..., Any], remat: str) -> Callable[..., Any]:

@@ -177,12 +177,11 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
         *,
         rules: Rules = NO_RULES,
-        scan: bool = False,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
     ):
         self.config, self.rules, self.dtype = config, rules, dtype
-        self.scan, self.remat = scan, remat
+        self.remat = remat
         self.embeddings = Embeddings(config, rngs)
         for name, layers in stack_names(config.stacks):
             stack = create_stack(partial(Block, config, rules), len(layers), rngs)
@@ -223,7 +222,6 @@ class Transformer(nnx.Module):
                 x,
                 bias,
                 layers_key,
-                scan=self.scan,
                 remat=self.remat,
                 collect=collect,
             )

@@ -22,8 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from jaxlm.core.errors import UserError
-from jaxlm.core.grouping import regroup, regroup_abstract
-from jaxlm.core.trees import flatten
+from jaxlm.core.grouping import named, regroup_like
 from jaxlm.train.damage import (
     attempt,
     layout_difference,
@@ -149,31 +148,32 @@ class Checkpoints:
     def restore(self, step: int, abstract: State) -> State:
         """The whole state at a step; ``abstract`` has shapes, dtypes and shardings.
 
+        Its layers may be grouped in stacks in another way than those on disk.
+
         Raises:
           Damaged: it cannot be read, or its arrays are not those that were saved.
           OtherLayout: it is whole but of another model or version.
           UserError: this machine cannot read now.
         """
-        items = self._load(step, split(abstract), self._layouts(step))
-        return join(items, abstract)
+        return join(self._read(step, split(abstract)), abstract)
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
-        """Parameters alone, frozen ones among them, as one tree; see ``restore``.
+        """Parameters alone, frozen ones among them, as one tree; see ``restore``."""
+        return self._read(step, {PARAMS: abstract_params})[PARAMS]
 
-        Their layers may be grouped in stacks in another way than those on disk.
-        """
-        layouts = self._layouts(step)
-        ours, there = tuple(flatten(abstract_params)), layouts.get(PARAMS)
-        theirs = tuple(flatten(there)) if isinstance(there, dict) else ours
-        written = abstract_params
-        if set(theirs) != set(ours):
+    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Items of a checkpoint, their layers in stacks as wanted, however they lie."""
+        layouts, written = self._layouts(step), dict(wanted)
+        for name in set(wanted) & set(layouts):
             with suppress(ValueError):  # another model, which is refused by name
-                written = regroup_abstract(abstract_params, theirs)
-        params = self._load(step, {PARAMS: written}, layouts)[PARAMS]
-        if written is abstract_params:
-            return params
-        placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
-        return jax.jit(partial(regroup, names=ours), out_shardings=placed)(params)
+                written[name] = regroup_like(wanted[name], layouts[name])
+        items = self._load(step, written, layouts)
+        for name, part in wanted.items():
+            if written[name] is not part:
+                placed = jax.tree.map(lambda leaf: leaf.sharding, part)
+                change = jax.jit(partial(regroup_like, like=part), out_shardings=placed)
+                items[name] = change(items[name])
+        return items
 
     def restore_latest(
         self, abstract: Callable[[int], State], say: Callable[[str], None]
@@ -301,11 +301,7 @@ class Checkpoints:
         arrays = {name: item["arrays"] for name, item in found.items()}
         saved = {name: item["fingerprints"] for name, item in found.items()}
         same = jax.tree.map(np.array_equal, self._fingerprints(arrays), saved)
-        wrong = [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, equal in jax.tree.leaves_with_path(same)
-            if not equal
-        ]
+        wrong = [name for name, equal in named(same).items() if not equal]
         if wrong:
             raise Damaged(f"arrays changed on disk: {', '.join(wrong[:3])}")
         return arrays

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxlm.core.errors import OS_ERROR, UserError
+from jaxlm.core.grouping import named
 
 CHECKSUM = "checksum"
 SETTLE_SECONDS = 0.2
@@ -71,10 +72,8 @@ def layout_difference(found: Any, wanted: Any) -> str | None:
 
 def _layout(tree: Any) -> dict[str, str]:
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        )
-        for path, leaf in jax.tree.leaves_with_path(tree)
+        name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for name, leaf in named(tree).items()
         if hasattr(leaf, "shape")
     }
 

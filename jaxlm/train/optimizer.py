@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxlm.core.trees import flatten, unflatten
@@ -25,10 +26,10 @@ def decay_mask(params: Params) -> dict[str, Any]:
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW with decoupled decay (arXiv:1711.05101)."""
+    """Global-norm clipping (arXiv:1211.5063), then AdamW (arXiv:1711.05101)."""
     parts = []
     if config.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
+        parts.append(clip_by_global_norm(config.clip_norm))
     parts.append(
         optax.adamw(
             schedule,
@@ -40,6 +41,21 @@ def make_optimizer(
         )
     )
     return optax.chain(*parts)
+
+
+def clip_by_global_norm(most: float) -> optax.GradientTransformation:
+    """Gradients times ``most / norm`` where their norm is above ``most``.
+
+    As that of optax, whose division of every element keeps XLA from fusing it into
+    AdamW: the clipped gradients were then written and read once more.
+    """
+
+    def clip(gradients: Any, params: Any = None) -> Any:
+        del params
+        factor = most / jnp.maximum(optax.tree.norm(gradients), most)
+        return jax.tree.map(lambda leaf: leaf * factor, gradients)
+
+    return optax.stateless(clip)
 
 
 def optimizer_shardings(

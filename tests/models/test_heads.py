@@ -40,7 +40,7 @@ def test_logits_are_fp32_of_the_shape_that_is_read(reads, tiny_config, make_batc
     batch = make_batch(rows, 8)
     model = functional(
         lambda rngs: Head(
-            Transformer(tiny_config, rngs, scan=True, dtype=jnp.bfloat16),
+            Transformer(tiny_config, rngs, dtype=jnp.bfloat16),
             reads,
             3,
             rngs,

@@ -148,11 +148,11 @@ def our_gradients(params, apply, batch, labels):
     return outputs, gradients
 
 
-def with_head(model, reads, torch_linear, **options):
+def with_head(model, reads, torch_linear):
     """Our head over a loaded backbone, with the weights of torch's linear layer."""
 
     def make(rngs):
-        return Head(Transformer(model.config, rngs, **options), reads, labels, rngs)
+        return Head(Transformer(model.config, rngs), reads, labels, rngs)
 
     labels = torch_linear.out_features
     classifier = {
@@ -257,7 +257,7 @@ def test_a_bert_with_pretraining_heads_loads_and_equals_torch(
     from transformers import BertModel
 
     folder = shared_models / "rxnfp-bert-pretraining"
-    model = open_model(folder, pooler=True, scan=True)
+    model = open_model(folder, pooler=True)
     random = np.random.default_rng(0)
     rows = [[(random.integers(14, 591, n), random.integers(0, 2, n))] for n in (31, 7)]
     batch = make_batch(rows, 31)
@@ -271,13 +271,13 @@ def test_a_bert_with_pretraining_heads_loads_and_equals_torch(
     assert error(outputs["pooled"][:, 0], wanted.pooler_output.numpy()) <= FORWARD
 
 
-# heads, width, activation, lengths of the rows, side of the padding, scanned
+# heads, width, activation, lengths of the rows, side of the padding, where depth is cut
 SMALL = {
-    "one-head-gelu": (1, 24, "gelu", (9, 1, 5), "right", False),
-    "three-heads-gelu-new": (3, 30, "gelu_new", (13, 7, 2), "left", True),
-    "many-heads-relu": (8, 32, "relu", (17, 16, 3), "right", True),
-    "four-heads-no-padding": (4, 20, "gelu", (11, 11), "right", False),
-    "two-heads-both-sides": (2, 26, "relu", (19, 6, 12), "both", False),
+    "one-head-gelu": (1, 24, "gelu", (9, 1, 5), "right", ()),
+    "three-heads-gelu-new": (3, 30, "gelu_new", (13, 7, 2), "left", (1,)),
+    "many-heads-relu": (8, 32, "relu", (17, 16, 3), "right", (1,)),
+    "four-heads-no-padding": (4, 20, "gelu", (11, 11), "right", ()),
+    "two-heads-both-sides": (2, 26, "relu", (19, 6, 12), "both", ()),
 }
 
 
@@ -286,7 +286,7 @@ def small(request, torch, make_batch):
     """A config of transformers and a batch for it, with types."""
     from transformers import BertConfig
 
-    heads, width, activation, lengths, side, scan = SMALL[request.param]
+    heads, width, activation, lengths, side, splits = SMALL[request.param]
     config = BertConfig(
         vocab_size=61,
         hidden_size=width,
@@ -301,7 +301,7 @@ def small(request, torch, make_batch):
     )
     random = np.random.default_rng(heads)
     rows = [[(random.integers(1, 61, n), random.integers(0, 2, n))] for n in lengths]
-    return config, make_batch(rows, max(lengths) + (side == "both")), scan
+    return config, make_batch(rows, max(lengths) + (side == "both")), splits
 
 
 def saved(torch, kind, config, folder):
@@ -318,11 +318,11 @@ def saved(torch, kind, config, folder):
 def test_every_layer_equals_that_of_torch(torch, small, tmp_path, open_model):
     from transformers import BertModel
 
-    config, batch, scan = small
+    config, batch, splits = small
     theirs = saved(torch, BertModel, config, tmp_path)
     with torch.no_grad():
         wanted = their_inside(theirs(**their_inputs(torch, batch), **INSIDE))
-    model = open_model(tmp_path, scan=scan, splits=(1,) if scan else ())
+    model = open_model(tmp_path, splits=splits)
     apply = jax.jit(partial(model.apply, collect=tuple(wanted)))
     places = [(row, np.flatnonzero(real)) for row, real in enumerate(batch["mask"])]
     check_inside(apply(model.params, batch), wanted, places, places)
@@ -330,8 +330,8 @@ def test_every_layer_equals_that_of_torch(torch, small, tmp_path, open_model):
 
 def check_small(torch, theirs, small, model, reads, labels):
     """Logits and gradients of one small model, both sides with the same weights."""
-    _, batch, scan = small
-    params, apply = with_head(model, reads, theirs.classifier, scan=scan)
+    _, batch, _ = small
+    params, apply = with_head(model, reads, theirs.classifier)
     logits = theirs(**their_inputs(torch, batch)).logits
     their_loss(torch, logits, labels).backward()
     outputs, gradients = our_gradients(params, apply, batch, labels)
@@ -348,11 +348,11 @@ def check_small(torch, theirs, small, model, reads, labels):
 def test_token_classification_equals_that_of_torch(torch, small, tmp_path, open_model):
     from transformers import BertForTokenClassification
 
-    config, batch, scan = small
+    config, batch, splits = small
     theirs = saved(torch, BertForTokenClassification, config, tmp_path)
     labels = np.random.default_rng(2).integers(0, LABELS, batch["tokens"].shape)
     labels = np.where(batch["mask"], labels, -1)
-    model = open_model(tmp_path, scan=scan)
+    model = open_model(tmp_path, splits=splits)
     check_small(torch, theirs, small, model, "hidden", labels)
 
 
@@ -363,8 +363,8 @@ def test_token_classification_equals_that_of_torch(torch, small, tmp_path, open_
 def test_text_classification_equals_that_of_torch(torch, small, tmp_path, open_model):
     from transformers import BertForSequenceClassification
 
-    config, batch, scan = small
+    config, batch, splits = small
     theirs = saved(torch, BertForSequenceClassification, config, tmp_path)
     labels = np.random.default_rng(2).integers(0, LABELS, (len(batch["tokens"]), 1))
-    model = open_model(tmp_path, pooler=True, splits=(1,), scan=scan)
+    model = open_model(tmp_path, pooler=True, splits=splits)
     check_small(torch, theirs, small, model, "pooled", labels)

@@ -263,8 +263,8 @@ def test_weights_born_on_a_mesh_equal_those_on_one_device(save, open_model):
 
 def test_a_model_on_a_mesh_computes_what_one_device_does(save, open_model, make_batch):
     folder = save(their_weights())
-    plain = open_model(folder, scan=True)
-    model = open_model(folder, scan=True, rules=RULES)
+    plain = open_model(folder)
+    model = open_model(folder, rules=RULES)
     mesh, _ = make_mesh(MESH)
     random = np.random.default_rng(0)
     batch = make_batch([[(random.integers(1, 40, n), 0)] for n in (8, 3, 5, 7)], 8)
@@ -294,7 +294,7 @@ def test_a_random_source_takes_the_architecture_of_another(save):
 
 def test_new_parameters_follow_the_initialisation_of_the_config():
     config = replace(open_checkpoint("random:tiny").config, pooler=True)
-    model = functional(partial(Transformer, config, scan=True))
+    model = functional(partial(Transformer, config))
     params = flatten(jax.jit(model.init)(jax.random.key(0)))
     kernels = params["layers/mlp/up/kernel"]
     # 16,384 draws of a normal: the deviation is known to 1/sqrt(2 * 16384) = 0.6%.

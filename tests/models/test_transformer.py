@@ -13,7 +13,7 @@ from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.core.trees import flatten
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Head
-from jaxlm.models.layers import dropout
+from jaxlm.models.layers import dropout, hashed_bits
 from jaxlm.models.stacks import rematerialise
 from jaxlm.models.transformer import Transformer
 
@@ -69,14 +69,14 @@ def forward(batch):
         return jax.jit(functional(partial(Transformer, config, **options)).apply)
 
     def made(config, params, changes=(), key=None, **options):
-        apply = compiled(config, scan=True, **options)
+        apply = compiled(config, **options)
         return apply(params, {**batch, **dict(changes)}, key)
 
     return made
 
 
 @pytest.fixture(scope="module")
-def unrolled(run, tiny_config, params):
+def scanned(run, tiny_config, params):
     return run(tiny_config, params)
 
 
@@ -87,13 +87,17 @@ def check_equal(found, expected):
         )
 
 
-@pytest.mark.parametrize("remat", ["none", "block", "dots"])
-def test_scanned_layers_equal_unrolled_ones_with_dropout_on(
-    run, tiny_config, params, unrolled, remat
+@pytest.mark.parametrize(
+    ("splits", "remat"),
+    [((), "block"), ((), "dots"), ((1,), "none"), ((1,), "block"), ((1,), "dots")],
+)
+def test_layers_unrolled_or_recomputed_equal_scanned_ones_with_dropout_on(
+    run, tiny_config, params, scanned, splits, remat
 ):
-    outputs, gradients = run(tiny_config, params, scan=True, remat=remat)
-    check_equal(outputs, unrolled[0])
-    check_equal(gradients, unrolled[1])
+    config = replace(tiny_config, splits=splits)
+    outputs, gradients = run(config, grouped(params, config), remat=remat)
+    check_equal(outputs, scanned[0])
+    check_equal(grouped(gradients, tiny_config), scanned[1])
 
 
 def test_an_unknown_rematerialisation_is_refused():
@@ -104,13 +108,6 @@ def test_an_unknown_rematerialisation_is_refused():
 def grouped(params, config):
     """Parameters in the stacks of a config."""
     return regroup(params, flatten(functional(partial(Transformer, config)).shapes))
-
-
-def test_several_stacks_equal_one_with_dropout_on(run, tiny_config, params, unrolled):
-    config = replace(tiny_config, splits=(1,))
-    outputs, gradients = run(config, grouped(params, config), scan=True)
-    check_equal(outputs, unrolled[0])
-    check_equal(grouped(gradients, tiny_config), unrolled[1])
 
 
 def test_every_leaf_of_a_stack_names_its_axes(tiny_config):
@@ -138,34 +135,33 @@ def collected(batch):
 
 
 @pytest.fixture(scope="module")
-def collected_unrolled(collected, tiny_config, params):
+def collected_scanned(collected, tiny_config, params):
     return collected(tiny_config, params)
 
 
 @pytest.mark.parametrize(
     ("splits", "options"),
     [
-        ((), {"scan": True}),
-        ((), {"scan": True, "remat": "block"}),
+        ((), {"remat": "block"}),
         ((), {"remat": "dots"}),
-        ((1,), {"scan": True}),
+        ((1,), {"remat": "block"}),
         ((1,), {}),
     ],
 )
 def test_what_is_collected_is_the_same_however_layers_run(
-    collected, collected_unrolled, tiny_config, params, splits, options
+    collected, collected_scanned, tiny_config, params, splits, options
 ):
     config = replace(tiny_config, splits=splits)
     cut = grouped(params, config)
-    check_equal(collected(config, cut, **options), collected_unrolled)
+    check_equal(collected(config, cut, **options), collected_scanned)
 
 
 def test_hidden_states_end_with_the_output_and_are_of_every_layer(
-    collected_unrolled, tiny_config, batch
+    collected_scanned, tiny_config, batch
 ):
-    states = collected_unrolled["hidden_states"]
+    states = collected_scanned["hidden_states"]
     assert states.shape == (*batch["tokens"].shape[:1], 3, 9, tiny_config.width)
-    assert (states[:, -1] == collected_unrolled["hidden"]).all()
+    assert (states[:, -1] == collected_scanned["hidden"]).all()
     assert not np.allclose(states[:, 0], states[:, 1])
 
 
@@ -241,12 +237,12 @@ def test_without_a_key_nothing_is_drawn(forward, tiny_config, params):
 
 
 def test_a_key_draws_the_same_dropout_again_and_another_key_another(
-    run, tiny_config, params, unrolled
+    run, tiny_config, params, scanned
 ):
     again, _ = run(tiny_config, params)
     other, _ = run(tiny_config, params, key=jax.random.key(8))
-    assert (np.asarray(again["hidden"]) == np.asarray(unrolled[0]["hidden"])).all()
-    assert not np.allclose(other["hidden"], unrolled[0]["hidden"])
+    assert (np.asarray(again["hidden"]) == np.asarray(scanned[0]["hidden"])).all()
+    assert not np.allclose(other["hidden"], scanned[0]["hidden"])
 
 
 def test_padding_influences_no_real_hidden_state(forward, tiny_config, params, batch):
@@ -259,7 +255,7 @@ def test_padding_influences_no_real_hidden_state(forward, tiny_config, params, b
 
 
 def test_types_are_zero_where_the_batch_has_none(forward, tiny_config, params, batch):
-    apply = jax.jit(functional(partial(Transformer, tiny_config, scan=True)).apply)
+    apply = jax.jit(functional(partial(Transformer, tiny_config)).apply)
     bare = {name: value for name, value in batch.items() if name != "types"}
     zeros = {"types": np.zeros_like(batch["types"])}
     found, expected = apply(params, bare), forward(tiny_config, params, zeros)
@@ -267,7 +263,7 @@ def test_types_are_zero_where_the_batch_has_none(forward, tiny_config, params, b
 
 
 def test_nnx_is_used_as_it_is_today(tiny_config, recwarn):
-    model = functional(partial(Transformer, tiny_config, scan=True))
+    model = functional(partial(Transformer, tiny_config))
     params = jax.eval_shape(model.init, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     names = ("tokens", "types", "segments", "positions")
@@ -277,16 +273,50 @@ def test_nnx_is_used_as_it_is_today(tiny_config, recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9999999])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9999])
 def test_dropout_keeps_its_share_and_scales_by_it(rate):
     count = 2**20
-    kept = np.asarray(dropout(jnp.ones(count), rate, KEY))
-    share = (65536 - min(round(rate * 65536), 65535)) / 65536
-    assert abs(share - (1 - rate)) <= 2**-16
-    assert set(np.unique(kept)) <= {0.0, np.float32(1 / share)}
+    kept = np.asarray(dropout(jnp.ones((2**8, 2**12)), rate, KEY))
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / (1 - rate)], rtol=1e-6)
     # Five standard deviations of a binomial.
-    deviation = np.sqrt(share * (1 - share) / count)
-    assert abs((kept > 0).mean() - share) < 5 * deviation
+    deviation = np.sqrt(rate * (1 - rate) / count)
+    assert abs((kept > 0).mean() - (1 - rate)) < 5 * deviation
+
+
+@pytest.fixture(scope="module")
+def masks():
+    """Signs, so that what is independent has products of mean 0: [keys, B, H, S]."""
+    keys = jax.random.split(KEY, 4)
+    bits = [hashed_bits(key, (64, 32, 128)) for key in (*keys, jax.random.key(8))]
+    return np.where(np.stack(bits) >> 31, 1.0, -1.0)
+
+
+@pytest.mark.parametrize(("axis", "shift"), [(0, 1), (0, 2), (1, 1), (2, 1), (3, 1)])
+@pytest.mark.parametrize("apart", [1, 2, 8, 16])
+def test_masks_of_other_keys_and_places_are_independent(masks, axis, shift, apart):
+    moved = np.roll(masks, shift if axis == 0 else apart, axis)
+    # Five standard deviations of a mean of independent signs.
+    assert abs((masks * moved).mean()) < 5 / np.sqrt(masks.size)
+
+
+def test_all_bits_of_a_mask_s_numbers_are_even():
+    bits = np.asarray(hashed_bits(KEY, (1024, 1023))).ravel()
+    for place in range(32):
+        ones = (bits >> place & 1).mean()
+        assert abs(ones - 0.5) < 5 * 0.5 / np.sqrt(bits.size), place
+    counts = np.bincount(bits >> 20, minlength=4096)
+    expected = bits.size / 4096
+    # A chi-squared of 4,095 degrees of freedom has a deviation of about 90.
+    assert abs(((counts - expected) ** 2 / expected).sum() - 4095) < 5 * 90
+
+
+def test_a_mask_does_not_depend_on_how_a_mesh_splits_it():
+    mesh, _ = make_mesh({"data": 4, "tensor": 2})
+    spec = jax.sharding.PartitionSpec("data", "tensor", None)
+    placed = jax.sharding.NamedSharding(mesh, spec)
+    draw = partial(hashed_bits, shape=(8, 6, 10))
+    split = jax.jit(draw, out_shardings=placed)(KEY)
+    assert (np.asarray(split) == np.asarray(jax.jit(draw)(KEY))).all()
 
 
 @pytest.mark.parametrize(("rate", "key"), [(0.0, KEY), (0.5, None)])

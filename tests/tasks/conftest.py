@@ -38,7 +38,7 @@ def check_packing(tiny):
     def check(task, records):
         def make(rngs):
             config = replace(tiny.config, pooler=task.pooler, initializer_range=0.1)
-            return task.build(Transformer(config, rngs, scan=True), rngs)
+            return task.build(Transformer(config, rngs), rngs)
 
         model = functional(make)
         windows = [
