@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from jaxlm.core.errors import OS_ERROR, UserError
+from jaxlm.core.pages import ask_for_huge_pages
 from jaxlm.core.schema import nearest
 
 OVERRIDE = "--config."
@@ -126,6 +127,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Call a door's ``main`` with the command line; end the process if it fails."""
+    ask_for_huge_pages()
     arguments = sys.argv[1:]
     try:
         main(arguments)

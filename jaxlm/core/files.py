@@ -111,7 +111,7 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
 def cache_directory() -> Path:
     """$JAXLM_CACHE, else $XDG_CACHE_HOME/jaxlm, else ~/.cache/jaxlm.
 
-    Downloads and tables of lengths: all of it can be made again.
+    Downloads, tables of lengths, compiled programs: all of it can be made again.
     """
     if own := os.environ.get("JAXLM_CACHE"):
         return Path(own).expanduser()

@@ -19,6 +19,7 @@ from jaxlm.core import config as configs
 from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import make_mesh
+from jaxlm.core.programs import keep_programs
 from jaxlm.core.types import Prediction, Record
 from jaxlm.data.dataset import Dataset
 from jaxlm.experiment.config import ExperimentConfig, MeshConfig
@@ -40,6 +41,7 @@ class Run:
     """
 
     def __init__(self, workdir: str | Path, say: Callable[[str], None] = print):
+        keep_programs()
         self.workdir = Path(workdir)
         self.config = configs.read(self.workdir / configs.FILE, ExperimentConfig)
         self.say = say

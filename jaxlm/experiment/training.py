@@ -14,6 +14,7 @@ import optax
 from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import replicated
+from jaxlm.core.programs import keep_programs
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.ending import finish, show_again
 from jaxlm.experiment.prepare import (
@@ -54,6 +55,7 @@ def train(
     Raises:
       UserError: something in the config, the data or the workdir that a user can mend.
     """
+    keep_programs()
     workdir = Path(workdir)
     first = jax.process_index() == 0
     with claim(workdir, config, overwrite, say):

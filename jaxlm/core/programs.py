@@ -1,0 +1,37 @@
+"""Compiled programs kept on disk: a second start compiles nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from pathlib import Path
+
+import jax
+
+from jaxlm.core.files import cache_directory
+
+PROGRAMS = "programs"
+
+
+def keep_programs() -> None:
+    """Let jax keep what it compiles in ``<cache>/programs/<processor>``.
+
+    Whatever the user told jax stands: ``JAX_COMPILATION_CACHE_DIR`` names another
+    place, and ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing. An entry that a
+    killed process left half written is compiled again, with a warning.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = cache_directory() / PROGRAMS / processor()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def processor() -> str:
+    """A name for this processor's instruction set: a cache may lie on a shared disk."""
+    facts = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        kinds = ("flags", "Features", "model name")
+        lines = info.read_text(errors="replace").splitlines()
+        facts = "\n".join(sorted({each for each in lines if each.startswith(kinds)}))
+    return f"{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
