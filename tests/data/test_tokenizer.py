@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from jaxlm.core.errors import UserError
 from jaxlm.data.tokenizer import Frame, Tokenizer
+from tests.odd_words import WORDS
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +62,7 @@ def test_a_word_spelt_as_a_special_token_keeps_its_place(tokenizer):
     assert tokenizer.words(["a", "x[MASK]y"]).words.tolist() == [0, 1, 1, 1]
 
 
-ODD = ["e\u0301", "\u0301", "\u200b", "\ufe0f", "", " ", "a b", "x\u00a0y", "\u2028"]
-ODD += [
-    "👩\u200d👩\u200d👧",
-    "東京",
-    "हिन्दी",
-    "ﬁ",
-    "İ",
-    "##s",
-    "[SEP]",
-    "x[PAD]y",
-    "\x00",
-]
-
-
-@given(words=st.lists(st.sampled_from(ODD) | st.text(max_size=6), max_size=8))
+@given(words=WORDS)
 def test_a_word_s_tokens_do_not_depend_on_its_neighbours(tokenizer, words):
     pieces = tokenizer.words(words)
     alone = [tokenizer.words([word]).ids.tolist() for word in words]
