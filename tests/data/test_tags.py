@@ -207,6 +207,9 @@ def test_io_accepts_types_that_look_prefixed():
     assert normalise([["VITAMIN_B"]], "io") == [["B-VITAMIN_B"]]
 
 
-@pytest.mark.parametrize("kinds", ["SL", "BL", "IS"])
-def test_types_of_one_letter_are_types(kinds):
-    assert normalise([[*kinds, "O"]], "io") == [[*(f"B-{kind}" for kind in kinds), "O"]]
+@pytest.mark.parametrize(
+    ("scheme", "kinds"), [("io", "SL"), ("io", "BL"), ("io", "IS"), ("auto", "SL")]
+)
+def test_types_of_one_letter_are_types(scheme, kinds):
+    [normal] = normalise([[*kinds, "O"]], scheme)
+    assert normal == [*(f"B-{kind}" for kind in kinds), "O"]
