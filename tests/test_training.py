@@ -14,7 +14,7 @@ from jaxlm.experiment.training import train
 from jaxlm.experiment.wiring import make_parts
 from jaxlm.models.pretrained import open_checkpoint
 from jaxlm.tasks.token_classification import TokenClassification
-from tests.small_runs import CLASSIFY, STEPS, config, losses, quietly
+from tests.small_runs import CLASSIFY, NER, STEPS, config, lines, losses, quietly
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -162,6 +162,40 @@ def test_text_classification_trains_to_the_end(tmp_path):
     metrics = train(config(CLASSIFY, **changes), tmp_path, say=quietly)
     assert 0 <= metrics["accuracy"] <= 1
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+
+
+# One word has several labels, so that its place counts; words of several tokens stand
+# before others, so that a label on a wrong token shows.
+TAGGED = [
+    ("Jordan saw Unbelievably Jordan leave Jordan", "B-PER O O B-PER O B-LOC"),
+    ("New Jordan beat Washingtonian Jordan Jordan", "B-ORG I-ORG O O B-LOC B-PER"),
+]
+TEXTS = [
+    ("it was a good film", "good"),
+    ("it was a bad film , wasn't it ?", "bad"),
+]
+MEMORISED = {
+    NER: [
+        {"id": tokens, "tokens": tokens.split(), "labels": labels.split()}
+        for tokens, labels in TAGGED
+    ],
+    CLASSIFY: [{"id": text, "text": text, "label": label} for text, label in TEXTS],
+}
+
+
+@pytest.mark.parametrize("file", MEMORISED)
+def test_two_examples_are_memorised_at_batch_size_one(tmp_path, file):
+    made = config(
+        file, mesh__data=1, data__packing=False, train__batch_size=1,
+        train__steps=40, model__dropout=0.0, optimizer__learning_rate=3e-3,
+        evaluate__every_epochs=99,
+    )  # fmt: skip
+    examples = MEMORISED[file]
+    data = dataclasses.replace(made.data, train=examples, test=examples)
+    metrics = train(dataclasses.replace(made, data=data), tmp_path, say=quietly)
+    assert metrics["accuracy"] == metrics["macro_f1"] == 1
+    assert [line["accuracy"] for line in lines(tmp_path)[-2:]] == [1, 1]
+    assert metrics["loss"] < 0.2  # as sure as one is of what is known by heart
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,11 @@ def normalise(
     """Rewrite the labels of a whole data set as IOB2.
 
     ``scheme`` is a key of `PREFIXES`, or ``auto``, which allows the prefixes of all of
-    them: one reading (conlleval's, see `spans`) fits every scheme, and is also that of
-    a sequence that its scheme does not allow. Types without a prefix (``PER``) are IO,
-    in which neighbours of one type are one entity; prefixes without a type (``B``,
-    ``I``) get the type ``_``. ``sources[i]`` names sentence i in messages.
+    them: one reading fits every scheme, and is also that of a sequence that its scheme
+    does not allow. Of B and I it is that of conlleval and seqeval (see `spans`), of E
+    and S seqeval's: conlleval knows no S. Types without a prefix (``PER``) are IO, in
+    which neighbours of one type are one entity; prefixes without a type (``B``, ``I``)
+    get the type ``_``. ``sources[i]`` names sentence i in messages.
 
     Raises:
         UserError: a label that the scheme does not know, with its sentence.
@@ -91,9 +92,12 @@ def _vocabulary(
     # A dict keeps the order of appearance: the first bad label is the one reported.
     names = dict.fromkeys(label for sentence in labels for label in sentence)
     names.pop("O", None)
+    # S may be a type's name, unless the scheme is told.
+    prefixes = set("I" if scheme == "io" else PREFIXES["bioes"])
+    sure = set("BI") if scheme == "auto" else prefixes
     if any(_PREFIXED.match(name) for name in names):
         read = _read_prefixed
-    elif set("BI") & set(names) and set(names) <= set("BIESLUM"):
+    elif sure & set(names) and set(names) <= prefixes:
         read = _read_typeless
     else:
         read = _read_bare

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from jaxlm.core.types import Features
 from jaxlm.data.packing import collate, cut
+from jaxlm.data.plan import pack
 
 
 def window(*ids, label=0):
@@ -84,3 +85,34 @@ def test_cutting_is_the_inverse_of_collating(lengths):
             for name, value in {**each.tokens, **each.example}.items():
                 assert np.array_equal(part[name], value)
             start += each.length
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.randoms())
+def test_a_batch_says_by_itself_where_every_window_lies(lengths, random):
+    ids = iter(range(1, 1 + sum(lengths)))  # no token twice
+    windows = [window(*(next(ids) for _ in range(n)), label=n) for n in lengths]
+    order = list(range(len(windows)))
+    random.shuffle(order)
+    rows = pack(np.array(lengths), np.array(order), 12)
+    batch = collate(
+        [[windows[index] for index in row] for row in rows],
+        like=windows[0], fills=FILLS, length=12, segments=13, batch_size=len(rows) + 1,
+    )  # fmt: skip
+    found = []
+    for row, (segments, starts) in enumerate(
+        zip(batch["segments"], batch["starts"], strict=True)
+    ):
+        for place in range(segments.max()):
+            [inside] = np.nonzero(segments == place + 1)
+            assert inside.tolist() == list(range(inside[0], inside[-1] + 1))
+            assert starts[place] == inside[0]
+            assert batch["positions"][row][inside].tolist() == list(range(len(inside)))
+            assert batch["label"][row][place] == len(inside)
+            found.append(batch["tokens"][row][inside].tolist())
+        assert batch["example_mask"][row].tolist() == [
+            place < segments.max() for place in range(13)
+        ]
+    assert sorted(found) == [each.tokens["tokens"].tolist() for each in windows]
+    assert (batch["mask"] == (batch["segments"] > 0)).all()
+    for name, padding in {"tokens": 0, "labels": -1, "positions": 0}.items():
+        assert (batch[name][~batch["mask"]] == padding).all()

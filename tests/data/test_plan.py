@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxlm.data import plan
 from jaxlm.data.lengths import Table
-from jaxlm.data.plan import most_segments, plan_epoch, plan_once, plan_run
+from jaxlm.data.plan import most_segments, pack, plan_epoch, plan_once, plan_run
 
 MAX_LENGTH = 32
 LENGTHS = st.lists(st.integers(2, MAX_LENGTH), min_size=1, max_size=200)
@@ -139,6 +139,33 @@ def test_batches_of_like_lengths_waste_little_without_packing():
     assert lengths.sum() / sum(len(step.rows) * step.length for step in steps) > 0.7
 
 
+def packed_by_definition(lengths, most):
+    """Best fit in as many words as it takes."""
+    rows, free, is_open = [], [], []
+    for index, length in enumerate(lengths):
+        fits = [row for row in range(len(rows)) if is_open[row] and free[row] >= length]
+        row = min(fits, key=free.__getitem__, default=len(rows))
+        if row == len(rows):
+            rows.append(())
+            free.append(MAX_LENGTH)
+            is_open.append(True)
+        rows[row] += (index,)
+        free[row] -= length
+        is_open[row] = free[row] > 0
+        if sum(is_open) > most:
+            still = [row for row in range(len(rows)) if is_open[row]]
+            is_open[min(still, key=free.__getitem__)] = False
+    return rows
+
+
+@given(LENGTHS, st.integers(1, 5))
+def test_a_window_goes_where_least_room_is_left_among_the_open_rows(lengths, most):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "OPEN_ROWS", most)
+        found = pack(np.array(lengths), np.arange(len(lengths)), MAX_LENGTH)
+    assert found == packed_by_definition(lengths, most)
+
+
 @settings(max_examples=30)
 @given(max_length=st.integers(8, 600), seed=st.integers(0, 9))
 def test_few_distinct_lengths_are_compiled(max_length, seed):
@@ -177,6 +204,15 @@ def test_a_run_is_its_epochs_one_after_another(
     assert run.places == sum(step.length * len(step.rows) for step in each)
     seen = [{index // windows_each for index in indices([step])} for step in each]
     assert run.examples_per_step == sum(map(len, seen)) / len(each)
+
+
+@given(steps=st.integers(1, 60), random=st.randoms(), **CASES)
+def test_steps_asked_for_in_any_order_are_the_same(lengths, steps, random, **options):
+    options |= {"max_length": MAX_LENGTH, "epochs": 1, "steps": steps}
+    expected = list(plan_run(table(lengths), **options))
+    run, order = plan_run(table(lengths), **options), list(range(steps))
+    random.shuffle(order)
+    assert {number: run[number] for number in order} == dict(enumerate(expected))
 
 
 @given(**CASES)

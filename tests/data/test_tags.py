@@ -1,3 +1,5 @@
+"""Every scheme becomes IOB2 and keeps its entities, also where it is broken."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,93 @@ IOB2_LABELS = st.one_of(
 BIOES_LABELS = st.one_of(
     st.just("O"), st.builds("{}-{}".format, st.sampled_from("BIES"), TYPES)
 )
+
+
+def in_iob1(kind, size, joins):
+    return [f"{'B' if joins else 'I'}-{kind}"] + [f"I-{kind}"] * (size - 1)
+
+
+def in_iob2(kind, size, joins):
+    return [f"B-{kind}"] + [f"I-{kind}"] * (size - 1)
+
+
+def ended(single, inside, last):
+    """A scheme that also tells the last word of an entity, and those of one word."""
+
+    def write(kind, size, joins):
+        middle = [f"{inside}-{kind}"] * (size - 2)
+        whole = [f"B-{kind}", *middle, f"{last}-{kind}"]
+        return whole if size > 1 else [f"{single}-{kind}"]
+
+    return write
+
+
+WRITERS = {
+    "IOB1": ("iob1", in_iob1),
+    "IOB2": ("iob2", in_iob2),
+    "IO": ("io", lambda kind, size, joins: [f"I-{kind}"] * size),
+    "bare": ("io", lambda kind, size, joins: [kind] * size),
+    "BIOES": ("bioes", ended("S", "I", "E")),
+    "BILOU": ("bioes", ended("U", "I", "L")),
+    "BMES": ("bioes", ended("S", "M", "E")),
+}
+
+
+@st.composite
+def sentences(draw, joined=True):
+    """Entities of a sentence as (type, start, stop), and its number of words.
+
+    ``joined``: one of the same type may follow at once, which IO cannot say.
+    """
+    stop, found = 0, []
+    for kind in draw(st.lists(TYPES, max_size=5)):
+        same = bool(found) and found[-1][0] == kind
+        start = stop + draw(st.integers(0 if joined or not same else 1, 2))
+        stop = start + draw(st.integers(1, 4))
+        found.append((kind, start, stop))
+    return found, stop + draw(st.integers(0, 2))
+
+
+def write(sentence, writer):
+    entities, words = sentence
+    labels, before = ["O"] * words, ("", 0, 0)
+    for kind, start, stop in entities:
+        joins = (kind, start) == (before[0], before[2])
+        labels[start:stop] = writer(kind, stop - start, joins)
+        before = kind, start, stop
+    return labels
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@given(data=st.data())
+def test_entities_written_in_any_scheme_are_written_in_iob2(name, data):
+    scheme, writer = WRITERS[name]
+    texts = data.draw(st.lists(sentences(joined=scheme != "io"), max_size=4))
+    written = [write(each, writer) for each in texts]
+    expected = [write(each, in_iob2) for each in texts]
+    assert normalise(written, scheme) == normalise(written) == expected
+    assert [spans(labels) for labels in expected] == [each[0] for each in texts]
+
+
+@pytest.mark.parametrize("name", ["IOB1", "IOB2", "BIOES", "BILOU", "BMES"])
+@given(data=st.data())
+def test_prefixes_alone_are_entities_of_one_type(name, data):
+    scheme, writer = WRITERS[name]
+    texts = data.draw(st.lists(sentences(), max_size=4))
+    # Of one type, so that neighbours join.
+    texts = [([("_", *ends) for _, *ends in found], words) for found, words in texts]
+    written = [
+        [label.removesuffix("-_") for label in write(each, writer)] for each in texts
+    ]
+    assert normalise(written, scheme) == [write(each, in_iob2) for each in texts]
+
+
+@pytest.mark.parametrize("scheme", ["iob1", "iob2", "bioes", "auto"])
+@given(labels=st.lists(IOB2_LABELS))
+def test_a_broken_sentence_becomes_valid_with_the_entities_of_seqeval(scheme, labels):
+    [normal] = normalise([labels], scheme)
+    expected = [(kind, start, last + 1) for kind, start, last in get_entities(labels)]
+    assert normal == write((expected, len(labels)), in_iob2)
 
 
 @given(st.lists(IOB2_LABELS))
@@ -118,5 +207,9 @@ def test_io_accepts_types_that_look_prefixed():
     assert normalise([["VITAMIN_B"]], "io") == [["B-VITAMIN_B"]]
 
 
-def test_types_of_one_letter_are_types():
-    assert normalise([["S", "L", "O"]], "io") == [["B-S", "B-L", "O"]]
+@pytest.mark.parametrize(
+    ("scheme", "kinds"), [("io", "SL"), ("io", "BL"), ("io", "IS"), ("auto", "SL")]
+)
+def test_types_of_one_letter_are_types(scheme, kinds):
+    [normal] = normalise([[*kinds, "O"]], scheme)
+    assert normal == [*(f"B-{kind}" for kind in kinds), "O"]

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
 
 from jaxlm.core.errors import UserError
 from jaxlm.data.tokenizer import Frame, Tokenizer
+from tests.odd_words import WORDS
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,16 @@ def test_words_that_all_yield_nothing_give_empty_arrays(tokenizer):
 
 def test_a_word_spelt_as_a_special_token_keeps_its_place(tokenizer):
     assert tokenizer.words(["a", "x[MASK]y"]).words.tolist() == [0, 1, 1, 1]
+
+
+@given(words=WORDS)
+def test_a_word_s_tokens_do_not_depend_on_its_neighbours(tokenizer, words):
+    pieces = tokenizer.words(words)
+    alone = [tokenizer.words([word]).ids.tolist() for word in words]
+    assert pieces.ids.tolist() == [token for tokens in alone for token in tokens]
+    assert pieces.words.tolist() == [
+        place for place, tokens in enumerate(alone) for _ in tokens
+    ]
 
 
 def test_the_vocabulary_s_size_is_one_more_than_its_last_id(tokenizer):

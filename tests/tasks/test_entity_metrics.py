@@ -1,11 +1,13 @@
 import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.tasks.entity_metrics import entity_report, entity_scores
+from tests.tasks.conlleval import OUTSIDE, Tag, conlleval, starts
 
 metrics: Any = importlib.import_module("seqeval.metrics")  # its types are wrong
 
@@ -60,6 +62,75 @@ def test_the_report_is_the_text_of_seqeval(sentences):
             true, predicted, digits=4, zero_division=0
         )
         assert entity_report(entity_scores(true, predicted)) == expected
+
+
+def rates(correct, guessed, found):
+    """Precision, recall and F1, where conlleval has 100 times as much."""
+    precision = correct / guessed if guessed else 0.0
+    recall = correct / found if found else 0.0
+    total = precision + recall
+    return precision, recall, 2 * precision * recall / total if total else 0.0
+
+
+def check_conlleval(true, predicted):
+    scores, counts = entity_scores(true, predicted), conlleval(true, predicted)
+    by_type = counts.correct, counts.guessed, counts.found
+    expected = {"": rates(*(counter.total() for counter in by_type))}
+    for kind in counts.guessed | counts.found:
+        expected[f"{kind}/"] = rates(*(counter[kind] for counter in by_type))
+        assert scores[f"{kind}/support"] == counts.found[kind]
+    for prefix, figures in expected.items():
+        names = [f"{prefix}{name}" for name in ("precision", "recall", "f1")]
+        assert tuple(scores[name] for name in names) == figures
+    assert {name for name in scores if name.endswith("/f1")} == {
+        f"{prefix}f1" for prefix in expected if prefix
+    }
+    assert scores["accuracy"] == counts.right / counts.words
+
+
+def valid(tags):
+    """The same entities in IOB2, as conlleval finds them."""
+    before: Tag = OUTSIDE
+    found = []
+    for tag in tags:
+        prefix, _, kind = tag.partition("-")
+        first = starts(before, (prefix, kind))
+        found.append(tag if prefix == "O" else f"{'B' if first else 'I'}-{kind}")
+        before = prefix, kind
+    return found
+
+
+@pytest.mark.parametrize("repair", [list, valid], ids=["invalid", "valid"])
+def test_thousands_of_random_sentences_score_as_with_conlleval(repair):
+    random = np.random.default_rng(0)
+    for _ in range(1000):
+        true, predicted = [], []
+        for words in random.integers(1, 12, 3):
+            tags = random.choice(TAGS, words)
+            kept = random.random(words) < 0.8  # so that some entities are right
+            true.append(repair(tags.tolist()))
+            guess = np.where(kept, true[-1], random.choice(TAGS, words))
+            predicted.append(repair(guess.tolist()))
+        check_conlleval(true, predicted)
+
+
+@pytest.mark.parametrize(
+    ("tags", "entities"),
+    [
+        (["O", "I-PER", "I-PER"], 1),  # nothing opened it
+        (["I-PER", "I-LOC", "O"], 2),
+        (["B-PER", "I-LOC", "I-LOC"], 2),
+        (["B-PER", "B-PER", "I-PER"], 2),
+        (["I-PER", "O", "I-PER"], 2),
+    ],
+)
+def test_broken_tags_hold_the_entities_that_conlleval_counts(tags, entities):
+    assert conlleval([tags], [tags]).found.total() == entities
+    scores = entity_scores([tags, ["I-PER"]], [tags, ["I-PER"]])
+    supports = [scores[name] for name in scores if name.endswith("/support")]
+    assert sum(supports) == entities + 1  # a sentence ends what is open
+    assert scores["f1"] == 1
+    check_conlleval([tags], [valid(tags)])
 
 
 def test_an_entity_needs_its_type_and_both_ends():

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxlm.core.errors import UserError
 from jaxlm.data.windows import Windowing
 from jaxlm.tasks.config import TaskConfig
 from jaxlm.tasks.text_classification import TextClassification
+from tests.odd_words import WORDS
 
 LABELS = ("bad", "fair", "good")
 
@@ -18,7 +21,7 @@ def record(text, label=None, **fields):
     return made if label is None else made | {"label": label}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_task(tiny):
     def make(room=64, stride=16, overflow="split", pooling="cls"):
         windowing = Windowing(room, stride, overflow)
@@ -27,7 +30,7 @@ def make_task(tiny):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def task(make_task):
     return make_task()
 
@@ -106,6 +109,23 @@ def test_windows_are_combined_by_the_mean_of_their_log_probabilities(task):
     np.testing.assert_allclose(found, mean / mean.sum(), atol=1e-6)
     assert prediction["predicted"] == "bad"
     assert prediction["label"] == "good"
+
+
+@given(words=WORDS, room=st.integers(1, 12), data=st.data())
+def test_windows_that_agree_predict_the_same_however_many(make_task, words, room, data):
+    stride = data.draw(st.integers(0, room - 1))
+    task, example = make_task(room, stride), record(" ".join(words), "fair")
+    ids, frame = task.tokenizer.text(example["text"]).tolist(), task.tokenizer.frame
+    windows = list(task.encode(example, 0))
+    assert sum(window.example["weight"] for window in windows) == pytest.approx(1)
+    seen = []
+    for window in windows:
+        inner = window.tokens["tokens"].tolist()
+        inner = inner[len(frame.before) : len(inner) - len(frame.after)]
+        seen += inner[stride:] if seen else inner
+    assert seen == ids
+    pieces = [task.decode({"scores": logs(0.2, 0.5, 0.3)}, each) for each in windows]
+    assert task.combine(example, pieces) == task.combine(example, pieces[:1])
 
 
 def test_probabilities_are_listed_from_the_greatest(task):

@@ -4,11 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxlm.core.errors import UserError
+from jaxlm.data.packing import collate, cut
+from jaxlm.data.plan import pack
 from jaxlm.data.windows import Windowing
+from jaxlm.data.words import split_words
 from jaxlm.tasks.config import TaskConfig
 from jaxlm.tasks.token_classification import TokenClassification
+from tests.odd_words import ODD, WORDS
 
 TYPES = ("LOC", "PER")
 DROPPED = "\u200b"
@@ -26,7 +32,12 @@ def random_record(words, seed=0):
     return record(random.choice(lexicon, words), random.choice(labels, words))
 
 
-@pytest.fixture
+ROOMS = st.integers(1, 12).flatmap(
+    lambda room: st.tuples(st.just(room), st.integers(0, room - 1))
+)
+
+
+@pytest.fixture(scope="module")
 def make_task(tiny):
     def make(room=64, stride=16, overflow="split"):
         return TokenClassification(
@@ -36,7 +47,7 @@ def make_task(tiny):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def task(make_task):
     return make_task()
 
@@ -111,6 +122,103 @@ def test_split_predictions_are_stitched_for_every_word(make_task, room, stride):
     assert prediction["scores"] == [0.75] * 40
 
 
+def tokens_of(task, words):
+    """The tokens of each word alone."""
+    return [task.tokenizer.words([word]).ids.tolist() for word in words]
+
+
+@given(words=WORDS, room=ROOMS, data=st.data())
+def test_every_word_has_one_labelled_token_or_none_at_all(make_task, words, room, data):
+    task = make_task(*room)
+    labels = [data.draw(st.sampled_from(task.labels)) for _ in words]
+    spoken, labelled = [], []
+    for window in task.encode(record(words, labels), 0):
+        tokens, numbers = window.tokens["tokens"], window.tokens["labels"]
+        places = window.host["places"]
+        assert places.tolist() == np.flatnonzero(numbers >= 0).tolist()
+        spoken += window.host["words"].tolist()
+        labelled += zip(tokens[places].tolist(), numbers[places].tolist(), strict=True)
+    each = enumerate(tokens_of(task, words))
+    first = {word: tokens[0] for word, tokens in each if tokens}
+    assert spoken == list(first)
+    assert labelled == [
+        (token, task.numbers[labels[word]]) for word, token in first.items()
+    ]
+
+
+@given(examples=st.lists(WORDS, min_size=1, max_size=4), room=ROOMS)
+def test_predictions_of_packed_windows_are_those_of_their_tokens(
+    make_task, examples, room
+):
+    task = make_task(*room)
+    records = [record(words) for words in examples]
+    windows = [
+        window
+        for index, each in enumerate(records)
+        for window in task.encode(each, index)
+    ]
+    length = max(window.length for window in windows) * 2
+    lengths = np.array([window.length for window in windows])
+    rows = pack(lengths, np.arange(len(windows)), length)
+    batch = collate(
+        [[windows[index] for index in row] for row in rows],
+        like=windows[0], fills=task.fills, length=length,
+        segments=max(map(len, rows)), batch_size=len(rows),
+    )  # fmt: skip
+    # A model that looks at the token alone, so that windows agree.
+    outputs = {
+        "tokens/label": batch["tokens"] % len(task.labels),
+        "tokens/score": batch["tokens"] / 2**16,
+    }
+    pieces = {}
+    for number, row in enumerate(rows):
+        for place, index in enumerate(row):
+            start = batch["starts"][number, place]
+            part = cut(outputs, number, place, start, windows[index].length)
+            pieces[index] = task.decode(part, windows[index])
+    for index, each in enumerate(records):
+        own = [n for n, window in enumerate(windows) if window.host["index"] == index]
+        prediction = task.combine(each, [pieces[n] for n in own])
+        first = [tokens[:1] for tokens in tokens_of(task, each["tokens"])]
+        assert prediction["predicted"] == [
+            task.labels[one[0] % len(task.labels)] if one else "O" for one in first
+        ]
+        assert prediction["scores"] == [
+            round(one[0] / 2**16, 6) if one else 0 for one in first
+        ]
+
+
+@given(words=st.integers(1, 60), room=ROOMS)
+def test_a_word_is_predicted_by_the_window_that_sees_most_around_it(
+    make_task, words, room
+):
+    task, (size, stride) = make_task(*room), room
+    example = record(["a"] * words)  # a token each
+    windows = list(task.encode(example, 0))
+    pieces = [
+        task.decode(
+            {
+                "label": np.zeros(each.length, np.int32),
+                "score": np.full(each.length, number),
+            },
+            each,
+        )
+        for number, each in enumerate(windows)
+    ]
+    starts = [number * (size - stride) for number in range(len(windows))]
+    for word, owner in enumerate(task.combine(example, pieces)["scores"]):
+        # Nothing is missing beyond the ends of the example.
+        context = [
+            min(
+                word - start if start else words,
+                start + size - 1 - word if start + size < words else words,
+            )
+            for start in starts
+        ]
+        # Of two windows that share an odd number of words, either may have the middle.
+        assert context[owner] >= max(context) - 1
+
+
 def test_truncation_is_flagged_and_the_rest_is_outside(make_task):
     task = make_task(room=6, stride=2, overflow="truncate")
     example = record("a b c d e f g h".split(), ["B-PER"] * 8)
@@ -156,6 +264,25 @@ def test_entities_of_running_text_have_character_offsets(task):
     [entity] = predict(task, example)["entities"]
     assert (entity["start_char"], entity["stop_char"]) == (4, 12)
     assert entity["text"] == "New\tYork"
+
+
+@given(
+    text=st.text(max_size=40) | st.lists(st.sampled_from(ODD)).map(" ".join),
+    data=st.data(),
+)
+def test_entities_lie_in_the_running_text_that_they_name(task, text, data):
+    found = split_words(text)
+    words, offsets = [each[0] for each in found], [each[1:] for each in found]
+    labels = [data.draw(st.sampled_from(task.labels)) for _ in words]
+    prediction = predict(task, record(words, labels, text=text, offsets=offsets))
+    end = 0
+    for entity in prediction["entities"]:
+        start, stop = entity["start_char"], entity["stop_char"]
+        assert end <= start < stop <= len(text)
+        assert entity["text"] == text[start:stop]
+        inside = "".join(words[entity["start"] : entity["stop"]])
+        assert "".join(entity["text"].split()) == "".join(inside.split())
+        end = stop
 
 
 def test_an_unlabelled_record_has_no_weight_and_a_prediction(task):
