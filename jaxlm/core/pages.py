@@ -1,7 +1,8 @@
-"""Huge pages for what XLA takes and gives back in every step on a CPU."""
+"""The host's memory: huge pages for what XLA takes, and giving back what is free."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -37,3 +38,14 @@ def useful() -> bool:
         return False
     numbers = tuple(int(part) for part in version.split(".") if part.isdecimal())
     return name == "glibc" and numbers >= SINCE and "[madvise]" in mode
+
+
+def give_back() -> None:
+    """Return to the system what malloc keeps of freed memory, where it is glibc's.
+
+    After a burst, as loading or saving is, that is hundreds of MB of many threads'
+    heaps, which would stand beside whatever is taken next.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if sys.platform == "linux" and trim is not None:
+        trim(0)

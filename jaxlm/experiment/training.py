@@ -14,6 +14,7 @@ import optax
 from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import replicated
+from jaxlm.core.pages import give_back
 from jaxlm.core.programs import keep_programs
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.ending import finish, show_again
@@ -229,4 +230,7 @@ def begin(
         say(f"resuming from step {int(state.step)} of {len(run.plan)}")
         return state, True
     params = new_params(parts, run.checkpoint)
-    return states.new(params, parts.config.seed + 1), False
+    state = states.new(params, parts.config.seed + 1)
+    del params
+    give_back()
+    return state, False

@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.grouping import named, regroup_like
+from jaxlm.core.pages import give_back
 from jaxlm.train.damage import (
     attempt,
     layout_difference,
@@ -80,11 +81,14 @@ class Checkpoints:
         # Any: Orbax's own annotations do not fit one another.
         decisions: Any = ocp.training.save_decision_policies
         names: Any = Names(self.left_out)
+        context: Any = ocp.Context()
+        context.array.saving.use_compression = False  # a tenth of weights, at best
 
         def open_manager() -> Any:
             self._check_metrics()
             return ocp.training.Checkpointer(
                 str(directory.absolute()),
+                context=context,
                 save_decision_policy=decisions.FixedIntervalPolicy(1),
                 preservation_policy=Keep(keep_last, keep_best, self._rank),
                 step_name_format=names,
@@ -144,6 +148,7 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
+            give_back()
 
     def restore(self, step: int, abstract: State) -> State:
         """The whole state at a step; ``abstract`` has shapes, dtypes and shardings.
@@ -256,11 +261,13 @@ class Checkpoints:
         found, problem = attempt(partial(self._manager.checkpointables_metadata, step))
         if problem is not None:
             raise Damaged(problem)
-        return {
-            name: item["arrays"]
-            for name, item in found.metadata.items()
-            if isinstance(item, dict) and "arrays" in item
-        }
+        layouts = {}
+        for name, item in found.metadata.items():
+            if isinstance(item, dict) and "arrays" in item:
+                if isinstance(item.get("fingerprints"), dict):
+                    raise self._other(step, f"{name}/fingerprints is a tree")
+                layouts[name] = item["arrays"]
+        return layouts
 
     def _check_layout(
         self, step: int, wanted: dict[str, Any], layouts: dict[str, Any]
@@ -269,39 +276,44 @@ class Checkpoints:
         for name in set(layouts) & set(wanted):
             difference = layout_difference(layouts[name], wanted[name])
             if difference:
-                raise OtherLayout(
-                    f"{self.directory}/{step}: was written by another version or"
-                    f" layout: {name}/{difference}; nothing was moved or deleted; use"
-                    " the version that wrote it, or name another --workdir"
-                )
+                raise self._other(step, f"{name}/{difference}")
+
+    def _other(self, step: int, difference: str) -> OtherLayout:
+        return OtherLayout(
+            f"{self.directory}/{step}: was written by another version or layout:"
+            f" {difference}; nothing was moved or deleted; use the version that wrote"
+            " it, or name another --workdir"
+        )
 
     def _load(
         self, step: int, wanted: dict[str, Any], layouts: dict[str, Any]
     ) -> dict[str, Any]:
         self._check_layout(step, wanted, layouts)
-        scalar = jax.tree.leaves(wanted)[0].sharding
-        scalar = jax.sharding.NamedSharding(scalar.mesh, jax.sharding.PartitionSpec())
-        asked = {
-            name: {
-                "arrays": part,
-                "fingerprints": jax.tree.map(
-                    lambda _: jax.ShapeDtypeStruct((), np.uint32, sharding=scalar), part
-                ),
-            }
-            for name, part in wanted.items()
-        }
+        mesh = jax.tree.leaves(wanted)[0].sharding.mesh
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         found = {}
-        for name in asked:  # one by one: of several, Orbax forgets those that wait
-            one = {name: asked[name]}
+        for name, part in wanted.items():  # Orbax forgets those of several that wait
+            marks = jax.ShapeDtypeStruct(
+                (len(jax.tree.leaves(part)),), np.uint32, sharding=whole
+            )
+            one = {name: {"arrays": part, "fingerprints": marks}}
             read = partial(self._manager.load_checkpointables, step, one)
             part, problem = attempt(read)
             if problem is not None:
                 raise Damaged(problem)
             found |= part
         arrays = {name: item["arrays"] for name, item in found.items()}
-        saved = {name: item["fingerprints"] for name, item in found.items()}
-        same = jax.tree.map(np.array_equal, self._fingerprints(arrays), saved)
-        wrong = [name for name, equal in named(same).items() if not equal]
+        wrong = [
+            name
+            for item, part in arrays.items()
+            for name, here, there in zip(
+                named(part),
+                np.array(self._fingerprints(part)),
+                np.array(found[item]["fingerprints"]),
+                strict=True,
+            )
+            if here != there
+        ]
         if wrong:
             raise Damaged(f"arrays changed on disk: {', '.join(wrong[:3])}")
         return arrays

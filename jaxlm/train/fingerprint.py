@@ -11,14 +11,14 @@ import jax.numpy as jnp
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def fingerprints(tree: Any) -> Any:
-    """u32[] for every leaf: the sum of its bits times an odd number for each place.
+def fingerprints(tree: Any) -> jax.Array:
+    """u32[leaves]: for each, the sum of its bits times an odd number for each place.
 
     Arithmetic is modulo 2**32, so the sum does not depend on its order, hence not on
     how the array is split over devices. One changed bit always changes the sum, for an
     odd number times a power of two is never 0 (mod 2**32).
     """
-    return jax.tree.map(_fingerprint, tree)
+    return jnp.stack([_fingerprint(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def _fingerprint(leaf: jax.Array) -> jax.Array:
