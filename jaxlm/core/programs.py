@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,10 +21,11 @@ def keep_programs() -> None:
     place, and ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing. An entry that a
     killed process left half written is compiled again, with a warning.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    config: Any = jax.config  # whose attributes no annotation names
+    if config.jax_compilation_cache_dir is None:
         folder = cache_directory() / PROGRAMS / processor()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        config.update("jax_compilation_cache_dir", str(folder))
+        config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def processor() -> str:
