@@ -52,11 +52,13 @@ def out_of_range() -> Iterator[Case]:
     """Just beyond each limit, on the command line."""
     for key, leaf in LEAVES.items():
         rule, is_whole = leaf.rule, leaf.annotation in (int, int | None)
-        least = 1 if is_whole else 0.25
+        least, most = rule.minimum, rule.maximum
+        low = None if least is None else least - (1 if is_whole else 0.25)
+        high = None if most is None else most + (1 if is_whole else most / 4)
         beyond = {
             "no choice": "blue" if rule.choices else None,
-            "too small": None if rule.minimum is None else rule.minimum - least,
-            "too large": None if rule.maximum is None else rule.maximum + least,
+            "too small": low,
+            "too large": high,
             "not above": rule.above,
             "not below": rule.below,
         }
