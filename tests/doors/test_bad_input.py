@@ -112,8 +112,8 @@ def test_what_was_saved_outlives_a_failing_second_start(call, ner_copy, tmp_path
     start = [TINY, *SHARED, *NER, f"--workdir={ner_copy}"]
     assert "gone.jsonl" in call("main", *start, lost).error
     assert "gone.jsonl" in call("main", *start, lost, "--overwrite").error
-    other = query(math.nan)(tmp_path)
-    assert "contains NaN" in call("main", *start, *other, "--overwrite").error
+    unsound, _ = query(math.nan)(tmp_path)
+    assert "contains NaN" in call("main", *start, unsound, "--overwrite").error
     after = {path: path.read_bytes() for path in ner_copy.rglob("*") if path.is_file()}
     assert after == before
     document = json.loads((ner_copy / "config.json").read_text())
