@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxlm.core import door
 from jaxlm.core.errors import UserError
+from jaxlm.data.lines import bounded
 
 COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 CHUNK = 1024
@@ -71,7 +72,7 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
     except OSError as problem:
         raise UserError(f"--input={path}: {problem.strerror}") from problem
     with file:
-        for number, line in enumerate(file, start=1):
+        for number, line in bounded(file, name):
             where = f"{name}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")

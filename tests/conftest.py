@@ -8,7 +8,10 @@ rest.
 import importlib
 import importlib.metadata
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import hypothesis
 import pytest
@@ -125,3 +128,42 @@ def shared_models():
     if not folder.is_dir():
         absent(f"{folder} is not there (its checkpoints are not tested)")
     return folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a door said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a user's mistake; fails where there is anything else."""
+        assert self.code == 2, self
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("error: ").rstrip()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a door as a process would: ``call("evaluate", "--workdir=w")``."""
+
+    def call(name: str, *arguments: object, stdout: TextIO | None = None) -> Answer:
+        from jaxlm.core import door
+
+        module = importlib.import_module(f"jaxlm.{name}")
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        if stdout is not None:  # here, since pytest sets its own before a test begins
+            monkeypatch.setattr(sys, "stdout", stdout)
+        capsys.readouterr()
+        try:
+            door.run(module.main)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return Answer(code, *capsys.readouterr())
+
+    return call

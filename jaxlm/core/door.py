@@ -48,6 +48,11 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: an unknown flag, a missing one or a bad value.
         """
+        for argument in arguments:
+            try:
+                argument.encode()
+            except UnicodeEncodeError:
+                self.error(f"{argument!r} is not UTF-8")
         overrides, own = split_overrides(arguments)
         for argument in own:  # first, or a misspelt flag is reported as a missing one
             flag = argument.partition("=")[0]
@@ -192,10 +197,6 @@ def _filled(text: str) -> str:
     """Refuses ``--workdir=$UNSET``, which would mean the current directory."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("is not UTF-8") from None
     return text
 
 

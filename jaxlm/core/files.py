@@ -11,6 +11,9 @@ from typing import Any
 
 from jaxlm.core.errors import UserError
 
+MOST_LEVELS = 100
+"""How deep a JSON file may nest: less than Python recurses."""
+
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """`atomic_write_bytes` of a text in UTF-8."""
@@ -61,16 +64,50 @@ def to_plain(value: Any) -> Any:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Parse a UTF-8 JSON file; UserError with line and column where it is broken."""
+    """Parse a UTF-8 JSON file; UserError with line and column where it is broken.
+
+    What is returned can be written again: no half surrogate pairs, no endless nesting.
+    """
     text = read_text(path)
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}:{error.colno}: broken JSON: {error.msg}"
         ) from error
     except RecursionError as error:
         raise UserError(f"{path}: broken JSON: nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: broken JSON: {error}") from error
+    if fault := _fault(value):
+        raise UserError(f"{path}: broken JSON: {fault}")
+    return value
+
+
+def _fault(value: Any) -> str | None:
+    """Why a parsed value cannot be written as JSON in UTF-8; None where it can."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        if not level:
+            return None
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str) and not _is_unicode(item):
+                return f"{item[:40]!r} holds half a surrogate pair"
+        level = below
+    return f"nested deeper than {MOST_LEVELS} levels"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -177,6 +177,9 @@ def check(leaf: Leaf, value: Any) -> Any:
         converted = _convert(value, leaf.annotation)
         if leaf.rule.allows(converted):
             return converted
+    except UnicodeEncodeError:
+        problem = f"{show(value)} is not allowed; text that can be written as UTF-8"
+        raise ConfigError(leaf.key, problem) from None
     except (TypeError, ValueError, OverflowError):
         pass
     raise refusal(leaf, value)
@@ -341,7 +344,10 @@ def _convert(value: Any, annotation: Any) -> Any:
     for kind in _members(annotation):
         if kind is type(None) and value is None:
             return None
-        if kind in (bool, str) and isinstance(value, kind):
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is str and isinstance(value, str):
+            value.encode()
             return value
         if isinstance(value, bool):
             continue
@@ -356,6 +362,7 @@ def _convert(value: Any, annotation: Any) -> Any:
             item = typing.get_args(kind)[0]
             wanted = str if item is str else Mapping
             if all(isinstance(each, wanted) for each in value):
+                "".join(each for each in value if isinstance(each, str)).encode()
                 return tuple(value)
     raise TypeError(f"{value!r} is not {annotation}")
 

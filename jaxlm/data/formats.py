@@ -6,16 +6,17 @@ import csv
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.types import Record
-from jaxlm.data.columns import Columns, class_names, record, resolve, show
+from jaxlm.data.columns import Columns, record, resolve, show
 from jaxlm.data.conll import looks_like_conll, read_conll
-from jaxlm.data.lines import lines
+from jaxlm.data.lines import LONGEST, lines
+from jaxlm.data.parquet import read_parquet
 
 FORMATS = ("conll", "jsonl", "csv", "tsv", "parquet")
 
@@ -185,7 +186,7 @@ def _rows(path: Path, rows: Any) -> Iterator[tuple[int, list[str]]]:
         start = rows.line_num + 1
         # The default refuses texts over 131,072 bytes; it is the whole process's, so
         # it is put back before anyone else reads.
-        before = csv.field_size_limit(2**31 - 1)
+        before = csv.field_size_limit(LONGEST)
         try:
             row = next(rows)
         except StopIteration:
@@ -198,41 +199,10 @@ def _rows(path: Path, rows: Any) -> Iterator[tuple[int, list[str]]]:
             yield start, row
 
 
-def _read_parquet(path: Path, columns: Columns) -> Iterator[Record]:
-    import pyarrow
-    from pyarrow import parquet
-
-    columns = {field: str(column) for field, column in columns.items()}
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            chosen = resolve(schema.names, columns, str(path))
-            for name in chosen.values():
-                if schema.names.count(name) > 1:
-                    raise UserError(f"{path}: two columns have the name {name!r}")
-            classes = class_names(_features(schema.metadata or {}))
-            number = 0
-            for batch in file.iter_batches(columns=list(chosen.values())):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield record(row, chosen, f"{path}:{number}", classes)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a sound Parquet file: {reason}") from error
-
-
-def _features(metadata: Mapping[bytes, bytes]) -> Any:
-    """What ``datasets`` wrote beside its table; None where it is of another form."""
-    found: Any = json.loads(metadata.get(b"huggingface", b"{}"))
-    for name in ("info", "features"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
-
-
 _READERS = {
     "conll": read_conll,
     "jsonl": _read_jsonl,
     "csv": _read_csv,
     "tsv": _read_tsv,
-    "parquet": _read_parquet,
+    "parquet": read_parquet,
 }

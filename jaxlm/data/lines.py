@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from jaxlm.core.errors import UserError
 
@@ -15,6 +17,8 @@ _MAGIC = {
     b"PAR1": "is Parquet; read it with --config.data.format=parquet",
 }
 _BOM = b"\xef\xbb\xbf"
+LONGEST = 2**26
+"""Bytes of a line: what has no end of line is not read into memory whole."""
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -26,7 +30,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with open(path, "rb") as file:
             # Only \n ends a line: U+2028, U+0085 and the like are parts of tokens.
-            for number, raw in enumerate(file, 1):
+            for number, raw in bounded(file, str(path)):
                 if number == 1:
                     raw = raw.removeprefix(_BOM)
                     for magic, problem in _MAGIC.items():
@@ -40,6 +44,21 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, _decode(raw, f"{path}:{number}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def bounded(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of an open file as (number from 1, bytes with their end).
+
+    Raises:
+        UserError: a line is longer than `LONGEST`.
+    """
+    for number, raw in enumerate(iter(partial(file.readline, LONGEST + 1), b""), 1):
+        if len(raw) > LONGEST:
+            raise UserError(
+                f"{name}:{number}: a line of more than {LONGEST:,} bytes; is this a"
+                " text file with an example, or a word, on each line?"
+            )
+        yield number, raw
 
 
 def _decode(raw: bytes, where: str) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ _SLICE = re.compile(r"(.*)\[(-?\d{1,18})?:(-?\d{1,18})?\]", re.DOTALL)
 _WEIGHTED = re.compile(
     r"(.+)@([+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf|nan))", re.DOTALL
 )
+_RECURSIVE = re.compile(r"(^/?|/)\*\*(?:/|$)")
+"""``**`` as a whole part of a path."""
 
 
 def load(
@@ -212,10 +214,38 @@ def _paths(source: str) -> list[Path]:
                 " a.jsonl@0.7,b.jsonl@0.3"
             )
         return [Path(expanded)]
-    found = sorted(glob.glob(expanded, recursive=True))
+    found = sorted(_matches(expanded))
     if not (paths := [Path(name) for name in found if os.path.isfile(name)]):
         raise UserError(f"{source}: no file has a name like that")
     return paths
+
+
+def _matches(pattern: str) -> set[str]:
+    """What a glob finds; its ``**`` goes into a folder once, however links lead there.
+
+    Python's own follows a link to a folder above until the system refuses: forty copies
+    of every file, and with two such links no end.
+    """
+    if (recursive := _RECURSIVE.search(pattern)) is None:
+        return set(glob.glob(pattern))
+    head, tail = pattern[: recursive.start()], pattern[recursive.end() :]
+    found = set()
+    for start in glob.glob(f"{head}/") if head else [recursive[1] or "./"]:
+        for folder in _folders(start):
+            found |= _matches(os.path.join(glob.escape(folder), tail or "*"))
+    return {name.removeprefix("./") for name in found}
+
+
+def _folders(start: str) -> Iterator[str]:
+    """A folder and those in it, through links too, each once; none that is hidden."""
+    seen: set[str] = set()
+    for folder, names, _ in os.walk(start, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield folder
 
 
 def _from_memory(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[Record]:

@@ -11,6 +11,7 @@ import tokenizers
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import read_json
+from jaxlm.data.columns import show
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,19 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.frame = self._frame()
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        special = {str(token.content) for token in added if token.special}
+        if special.issuperset(self._tokenizer.get_vocab()):
+            raise UserError(
+                f"{directory}: the tokenizer knows special tokens alone; is its"
+                " vocabulary whole?"
+            )
 
     @property
     def vocab_size(self) -> int:
-        """One more than the greatest id."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        """One more than the greatest id, of the vocabulary or of the frame."""
+        known = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return max(*known, *self.frame.before, *self.frame.after) + 1
 
     @property
     def serialised(self) -> str:
@@ -65,15 +74,13 @@ class Tokenizer:
 
     def words(self, words: list[str]) -> Pieces:
         """Words, already split, to sub-words; a word may yield no token at all."""
-        encoding = self._tokenizer.encode(
-            words, is_pretokenized=True, add_special_tokens=False
-        )
+        encoding = self._encode(words, is_pretokenized=True)
         index = np.asarray(encoding.word_ids, dtype=np.int32)
         return Pieces(np.asarray(encoding.ids, dtype=np.int32), index)
 
     def text(self, text: str) -> np.ndarray:
         """Running text to ``i32[n]``, without special tokens."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encode(text)
         return np.asarray(encoding.ids, dtype=np.int32)
 
     def save(self, directory: Path) -> None:
@@ -81,15 +88,29 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         self._tokenizer.save(str(directory / "tokenizer.json"))
 
+    def _encode(
+        self,
+        content: str | list[str],
+        is_pretokenized: bool = False,
+        add_special_tokens: bool = False,
+    ) -> tokenizers.Encoding:
+        try:
+            return self._tokenizer.encode(
+                content,
+                is_pretokenized=is_pretokenized,
+                add_special_tokens=add_special_tokens,
+            )
+        except Exception as problem:
+            if type(problem) is not Exception:  # which is all that the library raises
+                raise
+            raise UserError(
+                f"{self.directory}: the tokenizer cannot encode {show(content)}"
+                f" ({problem}); is its vocabulary whole?"
+            ) from problem
+
     def _frame(self) -> Frame:
         """Learn the special tokens from the tokenizer's own template."""
-        try:
-            encoding = self._tokenizer.encode("a", add_special_tokens=True)
-        except Exception as problem:  # the library raises bare Exception
-            raise UserError(
-                f"{self.directory}: the tokenizer cannot encode 'a' ({problem}); is its"
-                " vocabulary whole?"
-            ) from problem
+        encoding = self._encode("a", add_special_tokens=True)
         special = encoding.special_tokens_mask
         content = [place for place, flag in enumerate(special) if not flag]
         if not content:

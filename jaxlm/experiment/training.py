@@ -64,26 +64,65 @@ def train(
             return show_again(config, workdir, say)
         run = prepare(config, None if overwrite else workdir, say)
         check_metric(config, run.parts.task)
-        if overwrite and first:  # only now: a config that fails costs no old run
-            empty(workdir, say)
-        if first:  # config.json before all else: it says that the rest is a run's
-            configs.write(workdir / configs.FILE, config, configs.versions())
-            describe_on_disk(run, workdir)
-        facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
-        with (
-            RunRecords(workdir, first, facts) as records,
-            jax.set_mesh(run.parts.mesh),
-        ):
-            return _watched(run, workdir, records, say)
+        with jax.set_mesh(run.parts.mesh):
+            states = make_states(run)
+            may_resume = not overwrite and (workdir / "checkpoints").exists()
+            state = None if may_resume else first_state(run, states)
+            # Only now: a config, or weights, that are refused cost no old run.
+            if overwrite and first:
+                empty(workdir, say)
+            if first:  # config.json before all else: it says that the rest is a run's
+                configs.write(workdir / configs.FILE, config, configs.versions())
+                describe_on_disk(run, workdir)
+            facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
+            with RunRecords(workdir, first, facts) as records:
+                return _watched(run, states, state, workdir, records, say)
+
+
+def make_states(run: Prepared) -> States:
+    """What makes the states of a run, and its optimizer; nothing is computed yet."""
+    parts, optimizer = run.parts, run.parts.config.optimizer
+    return States(
+        make_optimizer(optimizer, schedule_of(run)),
+        run.phases,
+        parts.model.shapes,
+        parts.shardings,
+        replicated(parts.mesh),
+    )
+
+
+def schedule_of(run: Prepared) -> optax.Schedule:
+    """The learning rate of a run, by step."""
+    config = run.parts.config
+    peak = config.optimizer.learning_rate
+    return make_schedule(config.schedule, peak, len(run.plan))
+
+
+def first_state(run: Prepared, states: States) -> State:
+    """The state before the first step.
+
+    Raises:
+      UserError: the pretrained weights are unsound, or do not fit the model.
+    """
+    params = new_params(run.parts, run.checkpoint)
+    state = states.new(params, run.parts.config.seed + 1)
+    del params
+    give_back()
+    return state
 
 
 def _watched(
-    run: Prepared, workdir: Path, records: RunRecords, say: Callable[[str], None]
+    run: Prepared,
+    states: States,
+    state: State | None,
+    workdir: Path,
+    records: RunRecords,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """``_train``, whose end stands in status.json however it comes."""
     total = len(run.plan)
     try:
-        return _train(run, workdir, records, say)
+        return _train(run, states, state, workdir, records, say)
     except Diverged as problem:
         records.write_status("failed", problem.step, total, reason=str(problem))
         raise UserError(
@@ -108,20 +147,16 @@ def reached(records: RunRecords) -> int:
 
 
 def _train(
-    run: Prepared, workdir: Path, records: RunRecords, say: Callable[[str], None]
+    run: Prepared,
+    states: States,
+    state: State | None,
+    workdir: Path,
+    records: RunRecords,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     describe(run, say)
     config, parts = run.parts.config, run.parts
     total, headline = len(run.plan), parts.task.headline
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, total)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    states = States(
-        optimizer,
-        run.phases,
-        parts.model.shapes,
-        parts.shardings,
-        replicated(parts.mesh),
-    )
     evaluator = parts.evaluator()
     with Checkpoints(
         workdir / "checkpoints",
@@ -130,7 +165,9 @@ def _train(
         score=scorer(config, headline),
         clean=True,
     ) as checkpoints:
-        state, resumed = begin(run, states, checkpoints, say)
+        resumed = False
+        if state is None:
+            state, resumed = begin(run, states, checkpoints, say)
         start = int(state.step)
         if records.enabled and not resumed:  # killed before it saved: all over
             (workdir / "metrics.jsonl").unlink(missing_ok=True)
@@ -148,7 +185,7 @@ def _train(
         ):
             state = fit(
                 state,
-                compiled_step(run, optimizer),
+                compiled_step(run, states.optimizer),
                 loader(run),
                 Due(
                     run.plan,
@@ -156,7 +193,7 @@ def _train(
                     config.checkpoint,
                     config.train.log_every_steps,
                 ),
-                schedule=schedule,
+                schedule=schedule_of(run),
                 evaluate=validate(run, evaluator, records, progress.say),
                 checkpoints=checkpoints,
                 records=records,
@@ -224,13 +261,8 @@ def begin(
     say: Callable[[str], None],
 ) -> tuple[State, bool]:
     """The newest whole checkpoint's state, or a new one; and whether it is resumed."""
-    parts = run.parts
     state = checkpoints.restore_latest(states.abstract, say)
     if state is not None:
         say(f"resuming from step {int(state.step)} of {len(run.plan)}")
         return state, True
-    params = new_params(parts, run.checkpoint)
-    state = states.new(params, parts.config.seed + 1)
-    del params
-    give_back()
-    return state, False
+    return first_state(run, states), False

@@ -99,7 +99,8 @@ def load_weights(checkpoint: Checkpoint, shapes: Params, shardings: Params) -> P
     as f32.
 
     Raises:
-      UserError: all missing, unexpected and misshapen names, in one message.
+      UserError: all missing, unexpected and misshapen names, in one message; or a
+        name that holds NaN or infinity.
     """
     files = checkpoint.weights
     if files is None:
@@ -175,10 +176,17 @@ def _check_names(
         for name in files.names
         if theirs[checkpoint.family.canonical(name)] != name
     ]
+    no_floats = [
+        f"{theirs[name]} ({files.dtype(theirs[name])})"
+        for name in needed
+        if name in theirs
+        and not jnp.issubdtype(files.dtype(theirs[name]), jnp.floating)
+    ]
     kinds = {
         "missing": missing,
         "unexpected": unexpected,
         "misshapen": misshapen,
+        "not floats": no_floats,
         "the same weight twice": twice,
     }
     found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
@@ -198,14 +206,13 @@ def _reader(
 
     def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
         index = index[::-1] if parts.transpose else index
-        value = files.read(theirs[name], index)
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise UserError(
-                f"{place}: {theirs[name]} holds {value.dtype}; floats are needed"
-            )
-        value = value.astype(np.float32)
+        with np.errstate(over="ignore"):  # of f64: to infinity, which is refused
+            value = files.read(theirs[name], index).astype(np.float32)
         if not np.isfinite(value).all():
-            raise UserError(f"{place}: {theirs[name]} contains NaN or infinity")
+            raise UserError(
+                f"{place}: {theirs[name]} contains NaN or infinity (as float32); fetch"
+                " the model again, or take another"
+            )
         return value.T if parts.transpose else value
 
     def read(index: tuple[slice, ...]) -> np.ndarray:

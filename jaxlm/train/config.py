@@ -59,12 +59,18 @@ class OptimizerConfig:
     weight_decay: float = field(
         0.01, "decoupled decay of matrices, not biases or norms", minimum=0.0, below=1.0
     )
+    # The limits of these two are what fp32 can hold, with room.
     clip_norm: float | None = field(
-        1.0, "greatest global norm of the gradient; none: no clipping", above=0.0
+        1.0,
+        "greatest global norm of the gradient; none: no clipping",
+        above=0.0,
+        maximum=1e30,
     )
     beta1: float = field(0.9, "decay of the first moment", minimum=0.0, below=1.0)
     beta2: float = field(0.999, "decay of the second moment", minimum=0.0, below=1.0)
-    epsilon: float = field(1e-8, "added to the root of the second moment", above=0.0)
+    epsilon: float = field(
+        1e-8, "added to the root of the second moment", minimum=1e-30, maximum=1.0
+    )
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,15 @@
-"""One tiny run of each task, and doors called in this process, exit codes and all."""
+"""One tiny run of each task."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import jax
 import pytest
 
 from jaxlm.core import config as configs
-from jaxlm.core import door
 from jaxlm.experiment import ExperimentConfig
 
 ROOT = Path(__file__).parents[2]
@@ -84,40 +79,3 @@ def topics_run(tmp_path_factory):
 def ner_copy(ner_run, tmp_path):
     """A run of the test's own, to be harmed."""
     return shutil.copytree(ner_run, tmp_path / "copy")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a door said, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line of a user's mistake; fails where there is anything else."""
-        assert self.code == 2, self
-        assert self.err.startswith("error: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        return self.err.removeprefix("error: ").rstrip()
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call a door as a process would: ``call("evaluate", "--workdir=w")``."""
-
-    def call(name: str, *arguments: object, stdout: TextIO | None = None) -> Answer:
-        module = importlib.import_module(f"jaxlm.{name}")
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        if stdout is not None:  # here, since pytest sets its own before a test begins
-            monkeypatch.setattr(sys, "stdout", stdout)
-        capsys.readouterr()
-        try:
-            door.run(module.main)
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return Answer(code, *capsys.readouterr())
-
-    return call

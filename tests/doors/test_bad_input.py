@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
-from safetensors.numpy import save_file
 
-from jaxlm.models.pretrained import BUILT_IN
+from tests.bad_inputs.weights import query
 from tests.doors.conftest import NER, ROOT, SHARED
 
 TINY = f"--config={ROOT}/configs/ner.py:tiny"
@@ -27,113 +27,12 @@ def train(call, tmp_path):
     return train
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "where", "reason"),
-    [
-        ("empty.jsonl", b"", "empty.jsonl", "empty"),
-        ("empty.conll", b"\n\n", "empty.conll", "empty"),
-        ("binary.conll", b"Ada B-PER\n\x00\x9f\xff\n", "binary.conll:2", ""),
-        ("binary.jsonl", bytes(range(256)) * 9, "binary.jsonl", ""),
-        ("binary.parquet", bytes(range(256)), "binary.parquet", ""),
-        ("cut.jsonl", b'{"tokens":["a"],"labels":["O"]}\n{"tok', "cut.jsonl:2", ""),
-        ("short.jsonl", b'{"tokens":["a"],"labels":[]}\n', "short.jsonl:1", ""),
-        ("bare.conll", b"Ada B-PER\nleft O\n\nParis\n", "bare.conll:4", ""),
-        ("tag.conll", b"Ada B-PER\nleft X_Y\n", "tag.conll:1", "X_Y"),
-        ("text.jsonl", b'{"text":"a","label":"b"}\n', "text.jsonl:1", "labels"),
-        ("plain.jsonl", b'{"tokens":["a"]}\n', "plain.jsonl:1", "labels"),
-    ],
-)
-def test_an_unsound_data_file_is_named_with_its_line(
-    train, tmp_path, name, content, where, reason
-):
-    path = tmp_path / name
-    path.write_bytes(content)
-    error = train(f"--config.data.train={path}")
-    assert str(tmp_path / where) in error and reason in error
-
-
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_own_training_data_is_not_scored_on_the_sample_unasked(train, split):
     sample = f"--config.data.{split}=sample:ner[:9]"
     error = train("--config.data.train=own.conll", sample)
     assert f"config.data.{split}: still sample:ner[:9]" in error
     assert "own.conll" in error and "'' for none" in error
-
-
-def test_an_unknown_label_in_validation_is_named(train, tmp_path):
-    path = tmp_path / "v.jsonl"
-    path.write_text('{"tokens": ["a"], "labels": ["B-XYZ"]}\n')
-    error = train(f"--config.data.validation={path}")
-    assert f"{path}:1" in error and "B-XYZ" in error and "B-PER" in error
-
-
-def test_an_unknown_label_in_other_data_is_named(call, ner_run, tmp_path):
-    path = tmp_path / "v.jsonl"
-    path.write_text('{"tokens": ["a"], "labels": ["O"]}\n{"tokens": ["a"], "labels": ["B-X"]}')  # fmt: skip  # noqa: E501
-    error = call("evaluate", f"--workdir={ner_run}", f"--data={path}").error
-    assert f"{path}:2" in error and "'B-X'" in error and "B-PER" in error
-
-
-@pytest.mark.parametrize("source", ["no/such.jsonl", "sample:no", "*.nothing", " "])
-def test_other_data_that_is_not_there_is_named(call, ner_run, source):
-    error = call("evaluate", f"--workdir={ner_run}", f"--data={source}").error
-    assert (source.strip() or "--data") in error
-
-
-def test_a_sentence_longer_than_the_window_is_named_where_that_is_an_error(
-    train, tmp_path
-):
-    path = tmp_path / "long.conll"
-    path.write_text("Ada B-PER\n\n" + "word O\n" * 200)
-    error = train(f"--config.data.train={path}", "--config.data.overflow=error")
-    assert f"{path}:3" in error and "config.data.max_length" in error
-
-
-@pytest.fixture
-def model(tmp_path):
-    """A folder like a pretrained model's, to be spoilt."""
-    return shutil.copytree(BUILT_IN["tiny"], tmp_path / "model")
-
-
-def test_corrupted_weights_are_named(train, model):
-    (model / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{nope")
-    error = train(f"--config.model.pretrained={model}")
-    assert "model.safetensors" in error
-
-
-def test_weights_that_end_too_early_are_named(train, model):
-    import numpy as np
-
-    path = model / "model.safetensors"
-    save_file({"embeddings.word_embeddings.weight": np.zeros((2000, 64), "f4")}, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "model.safetensors" in train(f"--config.model.pretrained={model}")
-
-
-def test_missing_weights_are_listed_and_no_run_is_left_half_begun(
-    train, model, tmp_path
-):
-    import numpy as np
-
-    arrays = {"embeddings.word_embeddings.weight": np.zeros((7, 64), "f4")}
-    save_file(arrays, model / "model.safetensors")
-    error = train(f"--config.model.pretrained={model}")
-    assert "missing" in error and "misshapen" in error
-
-
-def test_a_folder_without_weights_is_named(train, model):
-    assert str(model) in train(f"--config.model.pretrained={model}")
-
-
-def test_another_architecture_is_named_with_those_allowed(train, model):
-    (model / "config.json").write_text('{"model_type": "gpt2"}')
-    error = train(f"--config.model.pretrained=random:{model}")
-    assert "'gpt2'" in error and "bert" in error
-
-
-def test_a_broken_config_of_a_model_is_named(train, model):
-    (model / "config.json").write_text('{"model_type": ')
-    assert "config.json:1:" in train(f"--config.model.pretrained=random:{model}")
 
 
 @pytest.fixture
@@ -207,12 +106,14 @@ def test_a_workdir_that_is_a_file_is_named_and_left_alone(call, tmp_path, door):
     assert path.read_text() == "mine"
 
 
-def test_what_was_saved_outlives_a_failing_second_start(call, ner_copy):
+def test_what_was_saved_outlives_a_failing_second_start(call, ner_copy, tmp_path):
     before = {path: path.read_bytes() for path in ner_copy.rglob("*") if path.is_file()}
     lost = "--config.data.train=gone.jsonl"
     start = [TINY, *SHARED, *NER, f"--workdir={ner_copy}"]
     assert "gone.jsonl" in call("main", *start, lost).error
     assert "gone.jsonl" in call("main", *start, lost, "--overwrite").error
+    unsound, _ = query(math.nan)(tmp_path)
+    assert "contains NaN" in call("main", *start, unsound, "--overwrite").error
     after = {path: path.read_bytes() for path in ner_copy.rglob("*") if path.is_file()}
     assert after == before
     document = json.loads((ner_copy / "config.json").read_text())

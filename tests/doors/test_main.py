@@ -67,17 +67,7 @@ def test_a_missing_config_is_asked_for(call):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--config.train.stepz=3"], "nearest: config.train.steps"),
-        (["--config.train.steps=many"], "a whole number"),
-        (["--config.train.steps=0"], "at least 1"),
-        (["--config.train.batch_size=3", "--config.train.accumulation=2"], "divisor"),
-        (["--config.mesh.data=64"], "devices"),
-        (["--config.data.max_length=4096"], "positions"),
-        (["--config.data.train="], "config.data.train: is empty"),
-        (["--config.task.labels=PER,PER"], "every label once"),
         (["--wrkdir=x"], "nearest: --workdir"),
-        (["stray"], "'stray'"),
-        (["--workdir="], "is empty"),
         (["--workdir=/proc/nowhere/run"], "/proc/nowhere/run"),
     ],
 )

@@ -160,68 +160,6 @@ def test_a_missing_pooler_is_refused_with_what_to_do(save, open_model):
         open_model(save(tensors), pooler=True)
 
 
-def test_one_weight_under_two_spellings_is_refused(save, open_model):
-    tensors = their_weights()
-    tensors["bert.embeddings.LayerNorm.gamma"] = np.zeros(16, np.float32)
-    message = refusal(open_model, save(tensors))
-    assert "bert.embeddings.LayerNorm.gamma" in message
-    assert "embeddings.LayerNorm.weight" in message
-
-
-def test_integer_weights_are_refused(save, open_model):
-    tensors = their_weights()
-    tensors[UP] = tensors[UP].astype(np.int8)
-    assert f"{UP} holds int8; floats are needed" in refusal(open_model, save(tensors))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(save, open_model, value):
-    tensors = their_weights()
-    tensors[QUERY][3, 2] = value
-    assert f"{QUERY} contains NaN or infinity" in refusal(open_model, save(tensors))
-
-
-BAD_CONFIGS = {
-    "another-architecture": ({"model_type": "gpt2"}, "model_type 'gpt2'", "bert"),
-    "no-architecture": ({"model_type": None}, "model_type None", "bert"),
-    "relative-positions": (
-        {"position_embedding_type": "relative_key"},
-        "position_embedding_type='relative_key'",
-        "absolute",
-    ),
-    "decoder": ({"is_decoder": True}, "is_decoder=True", "False"),
-    "cross-attention": ({"add_cross_attention": True}, "add_cross_attention", "False"),
-    "activation": ({"hidden_act": "silu"}, "hidden_act='silu'", "gelu_new"),
-    "activation-list": ({"hidden_act": ["gelu"]}, "hidden_act=['gelu']", "relu"),
-    "heads": ({"num_attention_heads": 3}, "hidden_size=16", "num_attention_heads=3"),
-    "no-layers": ({"num_hidden_layers": 0}, "num_hidden_layers=0", "at least 1"),
-    "endless": ({"vocab_size": 10**12}, "vocab_size=", "below 2147483648"),
-    "kind": ({"model_type": ["bert"]}, "model_type ['bert']", "bert"),
-    "missing": ({"hidden_size": None}, "hidden_size is missing", ""),
-    "text": ({"hidden_size": "16"}, "hidden_size='16'", "a whole number"),
-    "fraction": ({"hidden_size": 16.5}, "hidden_size=16.5", "a whole number"),
-    "infinite": ({"vocab_size": float("inf")}, "vocab_size", ""),
-    "dropout": ({"hidden_dropout_prob": 1.0}, "dropout_prob=1.0", "below 1"),
-    "classifier-dropout": ({"classifier_dropout": "x"}, "classifier_dropout='x'", ""),
-    "no-types": ({"type_vocab_size": 0}, "type_vocab_size", "at least 1"),
-}
-
-
-@pytest.mark.parametrize(
-    ("config", "what", "allowed"), BAD_CONFIGS.values(), ids=BAD_CONFIGS
-)
-def test_a_config_that_we_cannot_build_is_refused_by_name(
-    save, open_model, config, what, allowed
-):
-    message = refusal(open_model, save(their_weights(), **config))
-    assert what in message and allowed in message
-    assert "config.json" in message
-
-
-def test_a_directory_without_config_is_refused(tmp_path, open_model):
-    assert "no config.json" in refusal(open_model, tmp_path)
-
-
 def test_the_dropout_of_the_head_may_be_its_own(save):
     folder = save(their_weights(), hidden_dropout_prob=0.2, classifier_dropout=0.3)
     config = open_checkpoint(str(folder)).config

@@ -9,6 +9,9 @@ from typing import Any
 from jaxlm.models.config import TransformerConfig
 from jaxlm.models.families.base import Family, Weight, read, require
 
+MOST_LAYERS = 1000
+"""The names of every layer's weights are listed: a wrong number must not be endless."""
+
 
 def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     """``BertConfig`` of transformers to ours."""
@@ -31,7 +34,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         vocab_size=size("vocab_size"),
         width=size("hidden_size"),
-        layers=size("num_hidden_layers"),
+        layers=size("num_hidden_layers", below=MOST_LAYERS + 1),
         heads=size("num_attention_heads"),
         mlp_width=size("intermediate_size"),
         max_positions=size("max_position_embeddings"),
