@@ -18,6 +18,8 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Doors that tests call in this process must not start it again for its huge pages.
+os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
 # Tests compile much and compute little: a compiler that tries less takes a quarter of
 # the time. A flag that an XLA does not know ends the process with its name.
 FLAGS = [

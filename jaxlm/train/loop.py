@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxlm.core.errors import UserError
+from jaxlm.core.pages import give_back
 from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan
 from jaxlm.train.checkpoints import Checkpoints
@@ -156,6 +157,7 @@ def fit(
         meter.add(number, figures)
         if clock.paused:  # compiling is not training
             meter.fetch()
+            give_back()
             clock.resume()
         else:
             clock.count(planned.tokens)

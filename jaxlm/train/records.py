@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -303,9 +305,25 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Keep tensorboardX from importing torch, where that happens to be installed.
+
+    It would take seconds and 180 MB, for tensors that we do not have.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an ImportError, to it
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 def _open_events(directory: Path, purge_step: int | None):
-    # Imported late: tensorboardX imports torch where that happens to be installed.
-    from tensorboardX import SummaryWriter
+    with _without_torch():
+        from tensorboardX import SummaryWriter
 
     # File names carry seconds only: without the suffix, a run that is stopped and
     # resumed within one second would overwrite its events.
