@@ -7,6 +7,8 @@ rules (``jaxlm.core.mesh.Rules``) map to mesh axes.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -131,8 +133,12 @@ class LayerNorm(nnx.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU by the error function (Hendrycks and Gimpel, 2016), as BERT has it."""
-    return jax.nn.gelu(x, approximate=False)
+    """GELU by the error function (Hendrycks and Gimpel, 2016), as BERT has it.
+
+    Not ``jax.nn.gelu``, whose ``erfc`` is exact far below zero, where this is -0.0, and
+    costs twice as much.
+    """
+    return x * 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:

@@ -148,10 +148,14 @@ class Block(nnx.Module):
         collect: Collection[str],
     ) -> tuple[jax.Array, Outputs]:
         weights_key, attention_key, mlp_key = split_key(key, 3)
-        y, found = self.attention(x, bias, weights_key, collect)
-        x = self.attention_norm(x + dropout(y, self.dropout, attention_key))
-        y = self.mlp(x)
-        x = self.mlp_norm(x + dropout(y, self.dropout, mlp_key))
+        with jax.named_scope("attention"):  # the names that a profile shows
+            y, found = self.attention(x, bias, weights_key, collect)
+        with jax.named_scope("residual"):
+            x = self.attention_norm(x + dropout(y, self.dropout, attention_key))
+        with jax.named_scope("mlp"):
+            y = self.mlp(x)
+        with jax.named_scope("residual"):
+            x = self.mlp_norm(x + dropout(y, self.dropout, mlp_key))
         x = self.rules.constrain(x, ACTIVATION_AXES)
         if "hidden_states" in collect:
             found["hidden_states"] = x
@@ -212,7 +216,8 @@ class Transformer(nnx.Module):
             batch = {**batch, "types": jnp.zeros_like(batch["tokens"])}
         embeddings_key, layers_key = split_key(key, 2)
         bias = attention_bias(batch["segments"])
-        x = self.embeddings(batch, self.dtype, embeddings_key)
+        with jax.named_scope("embeddings"):
+            x = self.embeddings(batch, self.dtype, embeddings_key)
         x = embedded = self.rules.constrain(x, ACTIVATION_AXES)
         found = []
         for name, layers in stack_names(self.config.stacks):

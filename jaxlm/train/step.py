@@ -36,7 +36,11 @@ def make_step(
         else:
             parts = _accumulate(objective, state, batch, key, accumulation)
         loss, (losses, measures), gradients = parts
-        updates, moments = optimizer.update(gradients, state.optimizer, state.trainable)
+        with jax.named_scope("optimizer"):
+            updates, moments = optimizer.update(
+                gradients, state.optimizer, state.trainable
+            )
+            trainable = optax.apply_updates(state.trainable, updates)
         figures = {
             "loss": loss,
             "losses": losses,
@@ -45,9 +49,7 @@ def make_step(
             "tokens": batch["mask"].sum(),
         }
         state = state._replace(
-            trainable=optax.apply_updates(state.trainable, updates),
-            optimizer=moments,
-            step=state.step + 1,
+            trainable=trainable, optimizer=moments, step=state.step + 1
         )
         return state, figures
 
