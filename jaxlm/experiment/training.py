@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -25,10 +25,8 @@ from jaxlm.experiment.prepare import (
     prepare,
 )
 from jaxlm.experiment.scoring import check_metric, score, scorer, validate
-from jaxlm.experiment.signals import signals
-from jaxlm.experiment.wiring import (
-    new_params,
-)
+from jaxlm.experiment.signals import signals, terminable
+from jaxlm.experiment.wiring import new_params
 from jaxlm.experiment.workdir import claim, empty
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.evaluator import Evaluator
@@ -67,9 +65,11 @@ def train(
             configs.write(workdir / configs.FILE, config, configs.versions())
             describe_on_disk(run, workdir)
         facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
+        go_on = config.checkpoint.on_error == "go_on"
         with (
-            RunRecords(workdir, first, facts) as records,
+            RunRecords(workdir, first, facts, go_on=go_on, say=say) as records,
             jax.set_mesh(run.parts.mesh),
+            terminable(),
         ):
             return _watched(run, workdir, records, say)
 
@@ -78,22 +78,26 @@ def _watched(
     run: Prepared, workdir: Path, records: RunRecords, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """``_train``, whose end stands in status.json however it comes."""
-    total = len(run.plan)
+
+    def end(state: Literal["failed", "stopped"], step: int, reason: str) -> None:
+        try:
+            records.write_status(state, step, len(run.plan), reason=reason)
+        except OSError as problem:  # which must not hide why the run ends
+            say(f"{problem.filename} is not written: {problem.strerror}")
+
     try:
         return _train(run, workdir, records, say)
     except Diverged as problem:
-        records.write_status("failed", problem.step, total, reason=str(problem))
+        end("failed", problem.step, str(problem))
         raise UserError(
             f"{problem}; lower config.optimizer.learning_rate; the checkpoints in"
             f" {workdir} are from before"
         ) from problem
     except (KeyboardInterrupt, SystemExit) as signal:
-        reason = type(signal).__name__
-        records.write_status("stopped", reached(records), total, reason=reason)
+        end("stopped", reached(records), type(signal).__name__)
         raise
     except BaseException as problem:
-        reason = f"{type(problem).__name__}: {problem}"
-        records.write_status("failed", reached(records), total, reason=reason)
+        end("failed", reached(records), f"{type(problem).__name__}: {problem}")
         raise
 
 
@@ -126,6 +130,8 @@ def _train(
         keep_best=config.checkpoint.keep_best,
         score=scorer(config, headline),
         clean=True,
+        go_on=records.go_on,
+        say=say,
     ) as checkpoints:
         state, resumed = begin(run, states, checkpoints, say)
         start = int(state.step)
@@ -165,8 +171,8 @@ def _train(
             )
         if int(state.step) < total:
             say(
-                f"stopped and saved at step {int(state.step)} of {total}; the same"
-                " command goes on"
+                f"stopped and saved at step {int(state.step)} of {total}; started"
+                " again, it goes on"
             )
             raise stopped.error()
         return finish(run, state, checkpoints, evaluator, records, began, say)

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -82,14 +83,11 @@ def _layout(tree: Any) -> dict[str, str]:
 def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
     """What ``read`` gives, or in a line why it failed.
 
-    When one read fails, those that Orbax had under way beside it shout by the page as
-    they end. They are given a moment to do so unheard.
-
     Raises:
       MemoryError, JaxRuntimeError, Unreadable: the trouble is this machine's, not the
         files'.
     """
-    with _quiet():
+    with quietly():
         try:
             return read(), None
         except (MemoryError, jax.errors.JaxRuntimeError):
@@ -102,9 +100,18 @@ def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
                     f"a checkpoint cannot be read ({brief(trouble)}); nothing was moved"
                     " or deleted; mend this and start again"
                 ) from problem
-        time.sleep(SETTLE_SECONDS)
-        gc.collect()
+        settle_down()
     return None, reason
+
+
+def machine_reason(problem: BaseException) -> str | None:
+    """The operating system's word for why a write failed; None: it gave none."""
+    for each in _causes(problem):
+        if isinstance(each, OSError) and each.errno is not None:
+            return os.strerror(each.errno)
+        if found := OS_ERROR.search(str(each)):
+            return os.strerror(int(found[1]))
+    return None
 
 
 def _causes(problem: BaseException) -> Iterator[BaseException]:
@@ -126,7 +133,8 @@ def _is_machine(problem: BaseException) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """While Orbax reads or writes: what fails there shouts by the page."""
     log, hook = logging.getLogger("asyncio"), sys.unraisablehook
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -138,6 +146,15 @@ def _quiet() -> Iterator[None]:
     finally:
         log.setLevel(level)
         sys.unraisablehook = hook
+
+
+def settle_down() -> None:
+    """Give what Orbax had under way beside a failure a moment to end, ``quietly``.
+
+    Its exception must be gone, which keeps alive what shouts as it is collected.
+    """
+    time.sleep(SETTLE_SECONDS)
+    gc.collect()
 
 
 def brief(problem: BaseException) -> str:
