@@ -236,8 +236,8 @@ class Checkpoints:
 
     def _check_metrics(self) -> None:
         """Find metrics that rotted, at which Orbax would fail or mistake the best."""
-        for path in sorted(self.directory.glob("*/metrics/metrics")):
-            step = path.parts[-3]
+        for folder in sorted(self.directory.glob("*/metrics")):
+            path, step = folder / "metrics", folder.parts[-2]
             problem = metrics_problem(path) if step.isdecimal() else None
             if problem is None or int(step) in self.left_out:
                 continue

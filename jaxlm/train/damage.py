@@ -47,8 +47,9 @@ def metrics_problem(path: Path) -> str | None:
     """What is wrong with the file of metrics that was written ``with_checksum``."""
     try:
         metrics = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile by the run
-        return None
+    except (FileNotFoundError, NotADirectoryError):
+        time.sleep(SETTLE_SECONDS)  # the run may be deleting the whole checkpoint
+        return "its metrics are gone" if path.parent.is_dir() else None
     except ValueError:
         return "its metrics are not JSON"
     if not isinstance(metrics, dict) or metrics.get(CHECKSUM) != _checksum(metrics):
