@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,21 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
     """
     text = json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")
+
+
+CHECKSUM = "checksum"
+
+
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for a JSON file, with a checksum of the rest of it."""
+    plain = to_plain(dict(value))
+    return {**plain, CHECKSUM: checksum(plain)}
+
+
+def checksum(value: Mapping[str, Any]) -> int:
+    """Of all keys but the checksum's own, in any order."""
+    rest = {name: value[name] for name in value if name != CHECKSUM}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def to_plain(value: Any) -> Any:

@@ -92,6 +92,8 @@ def show_again(
     ]
     if last:
         print_table(score_table(first_and_last(results, final)[0], last[0]))
+    elif getattr(config.data, final):
+        say(f"{workdir}/results has no {final}-{status['best']}.json any more")
     page = report(workdir, config)
     say(
         f"{workdir} is finished: best checkpoint: step {status['best']} of"

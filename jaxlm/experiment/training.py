@@ -138,6 +138,11 @@ def _train(
         if records.enabled and not resumed:  # killed before it saved: all over
             (workdir / "metrics.jsonl").unlink(missing_ok=True)
         records.rewind(start if resumed else -1)
+        if records.enabled and reached(records) < start:
+            say(
+                f"{workdir}/metrics.jsonl has no training line of step {start}: some"
+                " are lost, which changes nothing but the curves"
+            )
         elapsed = seconds_so_far(records)
         began = time.perf_counter() - elapsed
         records.write_status("running", start, total)

@@ -28,7 +28,7 @@ from jaxlm.train.damage import (
     attempt,
     layout_difference,
     metrics_problem,
-    with_checksum,
+    numbers_with_checksum,
 )
 from jaxlm.train.fingerprint import fingerprints
 from jaxlm.train.objective import join as join_params
@@ -141,7 +141,7 @@ class Checkpoints:
             name: {"arrays": part, "fingerprints": self._fingerprints(part)}
             for name, part in split(state).items()
         }
-        self._saving.begin(step, items, with_checksum(metrics or {}) or None)
+        self._saving.begin(step, items, numbers_with_checksum(metrics or {}) or None)
 
     def wait(self) -> None:
         """Until all that was saved is on disk.

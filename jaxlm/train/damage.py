@@ -11,7 +11,6 @@ import re
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +20,8 @@ import jax
 import numpy as np
 
 from jaxlm.core.errors import OS_ERROR, UserError
+from jaxlm.core.files import CHECKSUM, checksum
 
-CHECKSUM = "checksum"
 SETTLE_SECONDS = 0.2
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system that the files themselves are to blame for."""
@@ -33,18 +32,18 @@ class Unreadable(UserError):
     """This machine could not read; nothing is known of what the files hold."""
 
 
-def with_checksum(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def numbers_with_checksum(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics that are numbers, and a checksum of them; empty where none are."""
-    plain: dict[str, Any] = {
+    plain = {
         name: float(value)
         for name, value in metrics.items()
         if isinstance(value, int | float | np.number)
     }
-    return {**plain, CHECKSUM: _checksum(plain)} if plain else {}
+    return {**plain, CHECKSUM: checksum(plain)} if plain else {}
 
 
 def metrics_problem(path: Path) -> str | None:
-    """What is wrong with the file of metrics that was written ``with_checksum``."""
+    """What is wrong with the file of metrics that was written with a checksum."""
     try:
         metrics = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -52,14 +51,9 @@ def metrics_problem(path: Path) -> str | None:
         return "its metrics are gone" if path.parent.is_dir() else None
     except ValueError:
         return "its metrics are not JSON"
-    if not isinstance(metrics, dict) or metrics.get(CHECKSUM) != _checksum(metrics):
+    if not isinstance(metrics, dict) or metrics.get(CHECKSUM) != checksum(metrics):
         return "its metrics changed on disk"
     return None
-
-
-def _checksum(metrics: Mapping[str, float]) -> int:
-    rest = {name: metrics[name] for name in metrics if name != CHECKSUM}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def layout_difference(found: Any, wanted: Any) -> str | None:

@@ -19,11 +19,14 @@ from typing import Any, Literal, Self
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import (
+    CHECKSUM,
     append_bytes,
     atomic_write_json,
     atomic_write_text,
+    checksum,
     read_json,
     to_plain,
+    with_checksum,
 )
 from jaxlm.train.events import Events
 from jaxlm.train.figures import is_score
@@ -119,8 +122,10 @@ class RunRecords:
 
         def write() -> None:
             if confusion := metrics.get("confusion"):
-                atomic_write_json(path.with_suffix(".confusion.json"), confusion)
-            atomic_write_json(path, {"step": step, "split": split, **flat})
+                beside = path.with_suffix(".confusion.json")
+                atomic_write_json(beside, with_checksum(confusion))
+            result = {"step": step, "split": split, **flat}
+            atomic_write_json(path, with_checksum(result))
 
         self._write(path, write)
         return path
@@ -155,7 +160,7 @@ class RunRecords:
         path = self.workdir / "status.json"
         more = {"reason": reason, **self.facts, **more}
         status |= {**more, **process}
-        self._write(path, lambda: atomic_write_json(path, status))
+        self._write(path, lambda: atomic_write_json(path, with_checksum(status)))
 
     def close(self) -> None:
         """Try once more to write the lines that wait, if the run was to go on."""
@@ -242,6 +247,8 @@ def read_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{problem}; delete the file") from problem
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; delete the file")
+    if CHECKSUM in value and value.pop(CHECKSUM) != checksum(value):
+        raise UserError(f"{path}: changed since it was written; delete the file")
     return value
 
 

@@ -2,12 +2,10 @@
 
 import errno
 import gc
-import random
 import resource
 import shutil
 import threading
 import warnings
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ import pytest
 
 from jaxlm.core.errors import UserError
 from jaxlm.train.checkpoints import Damaged, OtherLayout, choose
+from tests.damages import DAMAGES, deleted, emptied, flipped, truncated
 from tests.train.states import (
     abstract_of,
     equal,
@@ -46,50 +45,6 @@ def files_of(folder, step):
     return sorted(
         path.relative_to(folder) for path in root.rglob("*") if path.is_file()
     )
-
-
-def emptied(path):
-    path.write_bytes(b"")
-
-
-def truncated(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def deleted(path):
-    path.unlink()
-
-
-def flipped(path, place=0.5, bit=0):
-    """One bit of the byte at a place: 0 is the first, and 1 the last."""
-    data = bytearray(path.read_bytes())
-    if data:
-        data[int(place * (len(data) - 1))] ^= 1 << bit
-    path.write_bytes(data)
-
-
-def flips(count):
-    """Flips at random places, for tests that take their time."""
-    chance = random.Random(count)
-    return [
-        pytest.param(
-            partial(flipped, place=chance.random(), bit=chance.randrange(8)),
-            id=f"flip {number}",
-            marks=pytest.mark.slow,
-        )
-        for number in range(count)
-    ]
-
-
-DAMAGES = [
-    emptied,
-    truncated,
-    deleted,
-    flipped,
-    pytest.param(partial(flipped, place=0.0), id="first byte"),
-    pytest.param(partial(flipped, place=1.0, bit=5), id="last byte"),
-    *flips(12),
-]
 
 
 @pytest.fixture(scope="module")
