@@ -113,7 +113,7 @@ def files(workdir: Path) -> dict[str, list[str]]:
         str(path.relative_to(workdir)): [
             line
             for line in path.read_text().splitlines()
-            if not any(f'"{name}"' in line for name in TIMES)
+            if not any(f'"{name}"' in line for name in (*TIMES, "checksum"))
         ]
         for folder in ("results", "predictions")
         for path in workdir.glob(f"{folder}/[!.]*")

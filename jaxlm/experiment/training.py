@@ -15,6 +15,7 @@ from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import replicated
 from jaxlm.experiment.config import ExperimentConfig
+from jaxlm.experiment.digests import DIGESTS
 from jaxlm.experiment.ending import finish, show_again
 from jaxlm.experiment.prepare import (
     Prepared,
@@ -62,6 +63,7 @@ def train(
         if overwrite and first:  # only now: a config that fails costs no old run
             empty(workdir, say)
         if first:  # config.json before all else: it says that the rest is a run's
+            (workdir / DIGESTS).unlink(missing_ok=True)  # of the files of before
             configs.write(workdir / configs.FILE, config, configs.versions())
             describe_on_disk(run, workdir)
         facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
