@@ -42,8 +42,8 @@ class Run:
 
     def __init__(self, workdir: str | Path, say: Callable[[str], None] = print):
         self.workdir = Path(workdir)
-        check_digests(self.workdir)
         self.config = configs.read(self.workdir / configs.FILE, ExperimentConfig)
+        check_digests(self.workdir)  # last: what is wrong with a config says more
         self.say = say
         self._params: tuple[int, Any] | None = None
         model = self.workdir / "model"
