@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from jaxlm.core import config, door
@@ -30,9 +31,28 @@ def main(arguments: list[str]) -> None:
     workdir = known.workdir or default_workdir(known.config)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxlm.experiment.training import train
+    from jaxlm.train.saving import NotSaved
 
     print(f"workdir {workdir}")
-    train(resolved.config, workdir, overwrite=known.overwrite)
+    try:
+        train(resolved.config, workdir, overwrite=known.overwrite)
+    except (KeyboardInterrupt, SystemExit, OSError, NotSaved):
+        if has_begun(workdir):
+            print(f"to go on: {command(arguments)}", flush=True)
+        raise
+
+
+def has_begun(workdir: Path) -> bool:
+    """Whether this process has begun or resumed the run there."""
+    from jaxlm.train.records import read_status
+
+    return (read_status(workdir) or {}).get("pid") == os.getpid()
+
+
+def command(arguments: list[str]) -> str:
+    """What goes on with the run: the same command, but that it deletes nothing."""
+    kept = [each for each in arguments if each != "--overwrite"]
+    return shlex.join(["python", "-m", "jaxlm.main", *kept])
 
 
 def default_workdir(spec: str) -> Path:

@@ -1,52 +1,40 @@
 """Runs that are killed, in real processes: what goes on gives the same bits."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
-STEPS = 24
-TIMES = ("seconds", "tokens_per_second", "input_wait")
-SMALL = (
-    "--config.data.train=sample:ner[:24]",
-    "--config.data.validation=sample:ner[:8]",
-    "--config.data.test=",
-    "--config.data.max_length=32",
-    "--config.model.dropout=0.1",
-    "--config.train.epochs=3",
-    "--config.evaluate.every_epochs=1",
-    "--config.checkpoint.every_steps=3",
-    "--config.checkpoint.keep_last=9",
-    "--config.train.log_every_steps=2",
-)
+from tools import soak
+from tools.soak import arrays, lines
+
+NER, STEPS = "--config=configs/ner.py:tiny", 24
+SMALL = {
+    "data.train": "sample:ner[:24]",
+    "data.validation": "sample:ner[:8]",
+    "data.test": "",
+    "data.max_length": 32,
+    "model.dropout": 0.1,
+    "train.epochs": 3,
+    "evaluate.every_epochs": 1,
+    "checkpoint.every_steps": 3,
+    "checkpoint.keep_last": 9,
+    "train.log_every_steps": 2,
+}
 
 
 class Runs:
     """Starts ``jaxlm.main`` on one device, with one cache of compiled steps."""
 
     def __init__(self, cache):
-        flags = os.environ["XLA_FLAGS"].replace(
-            "--xla_force_host_platform_device_count=8", ""
-        )
-        self.environment = {
-            **os.environ,
-            "XLA_FLAGS": flags,
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-        }
+        self.environment = soak.environment(1, cache)
 
     def start(self, workdir):
-        command = [sys.executable, "-m", "jaxlm.main", "--config=configs/ner.py:tiny"]
         return subprocess.Popen(
-            [*command, f"--workdir={workdir}", *SMALL],
+            soak.command(workdir, SMALL),
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -99,12 +87,11 @@ def when_a_checkpoint_appears(count):
     return moment
 
 
-def when_a_line_says(step):
+def when_a_line_says(step, split="train"):
     def moment(workdir):
         path = workdir / "metrics.jsonl"
-        return (
-            path.exists() and f'{{"step": {step}, "split": "train"' in path.read_text()
-        )
+        line = f'{{"step": {step}, "split": "{split}"'
+        return path.exists() and line in path.read_text()
 
     return moment
 
@@ -114,41 +101,13 @@ def when_it_began(workdir):
     return path.exists() and json.loads(path.read_text())["state"] == "running"
 
 
-def arrays(workdir):
-    """Every array of the last checkpoint, as bytes by name."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.training.Checkpointer(str(workdir / "checkpoints")) as checkpoints:
-        described = checkpoints.checkpointables_metadata(STEPS).metadata
-        items = {name: described[name] for name in ("params", "training")}
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            items,
-        )
-        found = checkpoints.load_checkpointables(STEPS, abstract)
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
-        for path, leaf in jax.tree.leaves_with_path(found)
-    }
-
-
-def lines(workdir):
-    """metrics.jsonl by step and split, without times; no two of a kind."""
-    found = {}
-    for text in (workdir / "metrics.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        key = line["step"], line["split"]
-        assert key not in found, f"{key} stands twice"
-        found[key] = {name: line[name] for name in line if name not in TIMES}
-    return found
-
-
 def kill_at(moments, runs, whole, workdir):
     for moment in moments:
         code, _ = runs.signalled(workdir, signal.SIGKILL, moment)
         assert code == -signal.SIGKILL
     output = runs.finish(workdir)
     assert f"of {STEPS}" in output and "resuming from step" in output
-    assert arrays(workdir) == arrays(whole)
+    assert arrays(workdir, STEPS) == arrays(whole, STEPS)
     assert lines(workdir) == lines(whole)
     assert json.loads((workdir / "status.json").read_text())["state"] == "finished"
 
@@ -188,15 +147,56 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_with_the_same_bits(
     assert str(step) in entries(tmp_path)
     assert "Traceback" not in output
     assert f"resuming from step {step} of {STEPS}" in runs.finish(tmp_path)
-    assert arrays(tmp_path) == arrays(whole)
+    assert arrays(tmp_path, STEPS) == arrays(whole, STEPS)
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_as_sigterm_does_with_its_own_code(runs, whole, tmp_path):
-    code, output = runs.signalled(tmp_path, signal.SIGINT, when_a_line_says(2))
+@pytest.mark.parametrize(
+    ("moment", "least"),
+    [
+        (when_a_line_says(0, "validation"), 0),  # then the step is compiled
+        (when_a_line_says(8), 8),  # then it is scored
+        (when_a_checkpoint_appears(2), 6),  # which is half there
+    ],
+    ids=["compile", "evaluation", "save"],
+)
+def test_ctrl_c_stops_as_sigterm_does_with_its_own_code(
+    runs, whole, tmp_path, moment, least
+):
+    code, output = runs.signalled(tmp_path, signal.SIGINT, moment)
     assert code == 130, output
-    assert "stopped and saved at step" in output
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "stopped" and least <= status["step"] < STEPS
+    saved = f"stopped and saved at step {status['step']} of {STEPS}" in output
+    assert saved == (status["step"] > 0)  # before the first, nothing is lost
+    assert f"to go on: python -m jaxlm.main {NER} --workdir={tmp_path}" in output
     assert "Traceback" not in output
+    runs.finish(tmp_path)
+    assert arrays(tmp_path, STEPS) == arrays(whole, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_model_is_first_scored_ends_it_at_once(
+    runs, tmp_path, number
+):
+    code, output = runs.signalled(tmp_path, number, when_it_began)
+    assert code == 128 + number, output
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("stopped", 0)
+    assert "to go on: " in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_small_soak_finds_every_round_equal_and_goes_on_where_it_was(tmp_path):
+    start = [sys.executable, "-m", "tools.soak", f"--workdir={tmp_path}"]
+    for kills in (1, 2):
+        done = subprocess.run(
+            [*start, f"--kills={kills}"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1].endswith("all equal"), done.stdout
+        verdict = json.loads((tmp_path / "soak.json").read_text())["verdict"]
+        assert verdict["kills"] == kills and verdict["leaves"] > 100
 
 
 @pytest.mark.slow

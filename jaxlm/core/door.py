@@ -28,6 +28,7 @@ SPARING = (
     " config.model.remat=block"
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FREE = "; free some space, then start again"
 TROUBLE = (
     *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
     errno.ENFILE, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
@@ -162,7 +163,8 @@ def machine_trouble(error: Exception) -> str | None:
     if isinstance(error, OSError):
         if error.errno not in (FULL if error.filename is None else TROUBLE):
             return None
-        return f"{error.filename or 'disk'}: {error.strerror}"
+        remedy = FREE if error.errno in FULL else ""
+        return f"{error.filename or 'disk'}: {error.strerror}{remedy}"
     if isinstance(error, MemoryError):
         return f"out of memory; {SPARING}"
     if "RESOURCE_EXHAUSTED" not in text:  # by its words, as jax is not imported here

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,8 @@ from jaxlm.core.errors import UserError
 
 MOST_LEVELS = 100
 """How deep a JSON file may nest: less than Python recurses."""
+HALF_WRITTEN_SECONDS = 600.0
+"""No write of ours takes so long: a temporary file of that age is left over."""
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -23,20 +30,63 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never half.
 
-    Missing parent folders are made. A write that fails leaves the old file as it was.
+    Missing parent folders are made. A write that fails leaves the old file as it was,
+    and its OSError names the file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile.mkstemp: its mode 0600 would hide a shared run from its readers.
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Delete what `atomic_write_bytes` of a killed process left in a folder.
+
+    Only what is old: another process may be writing now.
+    """
+    name = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # it was being written after all
+            old = time.time() - path.stat().st_mtime > HALF_WRITTEN_SECONDS
+            if old and name.fullmatch(path.name):
+                path.unlink()
+
+
+def append_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Add to the end of a file all of ``content`` or, where that fails, nothing.
+
+    Missing parent folders are made, and an OSError names the file.
+    """
+    path = Path(path)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            size, left = os.fstat(file.fileno()).st_size, content
+            try:
+                while left:  # a disk that fills up takes a part
+                    left = left[file.write(left) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(size)
+                raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an OSError, which of a write to a full disk names none."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -46,6 +96,21 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
     """
     text = json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")
+
+
+CHECKSUM = "checksum"
+
+
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for a JSON file, with a checksum of the rest of it."""
+    plain = to_plain(dict(value))
+    return {**plain, CHECKSUM: checksum(plain)}
+
+
+def checksum(value: Mapping[str, Any]) -> int:
+    """Of all keys but the checksum's own, in any order."""
+    rest = {name: value[name] for name in value if name != CHECKSUM}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def to_plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from jaxlm.core.errors import UserError
-from jaxlm.core.files import read_json
+from jaxlm.core.files import atomic_write_text, read_json
 from jaxlm.data.columns import show
 
 
@@ -85,8 +85,8 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Write ``tokenizer.json``, from which this tokenizer can be read again."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(directory / "tokenizer.json"))
+        text = self._tokenizer.to_str(pretty=True)
+        atomic_write_text(directory / "tokenizer.json", text)
 
     def _encode(
         self,

@@ -54,9 +54,7 @@ def finish(
     records.write_status(
         "finished", total, total, best=best, seconds=seconds, device=device
     )
-    page: Path | str = "written by the first process"
-    if records.enabled:
-        page = write_report(records.workdir, report_config(run.parts.config))
+    page = report(records.workdir, run.parts.config)
     say(f"best checkpoint: step {best} of {total}; {seconds} s; report: {page}")
     return {**metrics, "step": best, "split": final}
 
@@ -94,14 +92,25 @@ def show_again(
     ]
     if last:
         print_table(score_table(first_and_last(results, final)[0], last[0]))
-    page: Path | str = "written by the first process"
-    if jax.process_index() == 0:
-        page = write_report(workdir, report_config(config))
+    elif getattr(config.data, final):
+        say(f"{workdir}/results has no {final}-{status['best']}.json any more")
+    page = report(workdir, config)
     say(
         f"{workdir} is finished: best checkpoint: step {status['best']} of"
         f" {status['total_steps']}; report: {page}; --overwrite trains anew"
     )
     return {**(last[0] if last else {}), "step": status["best"], "split": final}
+
+
+def report(workdir: Path, config: ExperimentConfig) -> str:
+    """Write the page, and say where it is, or why it is not: it can be had later."""
+    if jax.process_index() != 0:
+        return "written by the first process"
+    try:
+        return str(write_report(workdir, report_config(config)))
+    except OSError as problem:
+        reason = f"{problem.filename}: {problem.strerror}"
+        return f"not written ({reason}); the same command again writes it"
 
 
 def report_config(config: ExperimentConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 from jaxlm.core import config as configs
 from jaxlm.core import trees
 from jaxlm.core.errors import UserError
-from jaxlm.core.files import atomic_write_json, read_json
+from jaxlm.core.files import atomic_write_json, with_checksum
 from jaxlm.core.mesh import make_mesh
 from jaxlm.data import sources
 from jaxlm.data.config import Source
@@ -20,6 +20,7 @@ from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan, plan_run
 from jaxlm.experiment.config import ExperimentConfig
+from jaxlm.experiment.digests import write_digests
 from jaxlm.experiment.wiring import (
     LABELS,
     Parts,
@@ -32,6 +33,7 @@ from jaxlm.experiment.wiring import (
 )
 from jaxlm.models.pretrained import Checkpoint, open_checkpoint
 from jaxlm.train.phases import Phases, make_phases, parse_phases
+from jaxlm.train.records import read_object
 
 DATA = "data.json"
 NOTICE_SECONDS = 5.0
@@ -161,7 +163,7 @@ def check_data(workdir: Path, data: dict[str, Dataset]) -> None:
     path = workdir / DATA
     if not path.exists():
         return
-    before = read_json(path)
+    before = read_object(path)
     for split, dataset in data.items():
         if before.get(split, {}).get("sha256") != dataset.digest:
             raise UserError(
@@ -183,8 +185,9 @@ def describe_on_disk(run: Prepared, workdir: Path) -> None:
         }
         for split, data in run.data.items()
     }
-    atomic_write_json(workdir / DATA, facts)
+    atomic_write_json(workdir / DATA, with_checksum(facts))
     configs.write(workdir / configs.FILE, run.parts.config, configs.versions())
+    write_digests(workdir)
 
 
 def describe(run: Prepared, say: Callable[[str], None]) -> None:

@@ -23,6 +23,7 @@ from jaxlm.core.programs import keep_programs
 from jaxlm.core.types import Prediction, Record
 from jaxlm.data.dataset import Dataset
 from jaxlm.experiment.config import ExperimentConfig, MeshConfig
+from jaxlm.experiment.digests import check_digests
 from jaxlm.experiment.inputs import as_records
 from jaxlm.experiment.scoring import record, scorer
 from jaxlm.experiment.wiring import Parts, load_records, make_parts, read_labels
@@ -44,6 +45,7 @@ class Run:
         keep_programs()
         self.workdir = Path(workdir)
         self.config = configs.read(self.workdir / configs.FILE, ExperimentConfig)
+        check_digests(self.workdir)  # last: what is wrong with a config says more
         self.say = say
         self._params: tuple[int, Any] | None = None
         model = self.workdir / "model"
@@ -76,15 +78,15 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """The scores at the end of training, of the best checkpoint.
 
-        Those of the test set, else of validation; empty where the run has not ended.
+        Those of the test set or, of a run without, of validation; empty where the run
+        has not ended.
         """
         best = (read_status(self.workdir) or {}).get("best")
-        found = {
-            each["split"]: each
-            for each in read_results(self.workdir)
-            if each["step"] == best
-        }
-        return found.get("test") or found.get("validation") or {}
+        final = "test" if self.config.data.test else "validation"
+        for each in read_results(self.workdir):
+            if (each["split"], each["step"]) == (final, best):
+                return each
+        return {}
 
     @cached_property
     def checkpoints(self) -> Checkpoints:

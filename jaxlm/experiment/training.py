@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -17,6 +17,7 @@ from jaxlm.core.mesh import replicated
 from jaxlm.core.pages import give_back
 from jaxlm.core.programs import keep_programs
 from jaxlm.experiment.config import ExperimentConfig
+from jaxlm.experiment.digests import DIGESTS
 from jaxlm.experiment.ending import finish, show_again
 from jaxlm.experiment.prepare import (
     Prepared,
@@ -27,10 +28,8 @@ from jaxlm.experiment.prepare import (
     prepare,
 )
 from jaxlm.experiment.scoring import check_metric, score, scorer, validate
-from jaxlm.experiment.signals import signals
-from jaxlm.experiment.wiring import (
-    new_params,
-)
+from jaxlm.experiment.signals import signals, terminable
+from jaxlm.experiment.wiring import new_params
 from jaxlm.experiment.workdir import claim, empty
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.evaluator import Evaluator
@@ -72,10 +71,15 @@ def train(
             if overwrite and first:
                 empty(workdir, say)
             if first:  # config.json before all else: it says that the rest is a run's
+                (workdir / DIGESTS).unlink(missing_ok=True)  # of the files of before
                 configs.write(workdir / configs.FILE, config, configs.versions())
                 describe_on_disk(run, workdir)
             facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
-            with RunRecords(workdir, first, facts) as records:
+            go_on = config.checkpoint.on_error == "go_on"
+            with (
+                RunRecords(workdir, first, facts, go_on=go_on, say=say) as records,
+                terminable(),
+            ):
                 return _watched(run, states, state, workdir, records, say)
 
 
@@ -120,22 +124,26 @@ def _watched(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """``_train``, whose end stands in status.json however it comes."""
-    total = len(run.plan)
+
+    def end(state: Literal["failed", "stopped"], step: int, reason: str) -> None:
+        try:
+            records.write_status(state, step, len(run.plan), reason=reason)
+        except OSError as problem:  # which must not hide why the run ends
+            say(f"{problem.filename} is not written: {problem.strerror}")
+
     try:
         return _train(run, states, state, workdir, records, say)
     except Diverged as problem:
-        records.write_status("failed", problem.step, total, reason=str(problem))
+        end("failed", problem.step, str(problem))
         raise UserError(
             f"{problem}; lower config.optimizer.learning_rate; the checkpoints in"
             f" {workdir} are from before"
         ) from problem
     except (KeyboardInterrupt, SystemExit) as signal:
-        reason = type(signal).__name__
-        records.write_status("stopped", reached(records), total, reason=reason)
+        end("stopped", reached(records), type(signal).__name__)
         raise
     except BaseException as problem:
-        reason = f"{type(problem).__name__}: {problem}"
-        records.write_status("failed", reached(records), total, reason=reason)
+        end("failed", reached(records), f"{type(problem).__name__}: {problem}")
         raise
 
 
@@ -164,6 +172,8 @@ def _train(
         keep_best=config.checkpoint.keep_best,
         score=scorer(config, headline),
         clean=True,
+        go_on=records.go_on,
+        say=say,
     ) as checkpoints:
         resumed = False
         if state is None:
@@ -172,6 +182,11 @@ def _train(
         if records.enabled and not resumed:  # killed before it saved: all over
             (workdir / "metrics.jsonl").unlink(missing_ok=True)
         records.rewind(start if resumed else -1)
+        if records.enabled and reached(records) < start:
+            say(
+                f"{workdir}/metrics.jsonl has no training line of step {start}: some"
+                " are lost, which changes nothing but the curves"
+            )
         elapsed = seconds_so_far(records)
         began = time.perf_counter() - elapsed
         records.write_status("running", start, total)
@@ -205,8 +220,8 @@ def _train(
             )
         if int(state.step) < total:
             say(
-                f"stopped and saved at step {int(state.step)} of {total}; the same"
-                " command goes on"
+                f"stopped and saved at step {int(state.step)} of {total}; started"
+                " again, it goes on"
             )
             raise stopped.error()
         return finish(run, state, checkpoints, evaluator, records, began, say)

@@ -14,6 +14,7 @@ import jax
 from jaxlm.core import config as configs
 from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import UserError
+from jaxlm.core.files import remove_half_written
 from jaxlm.core.schema import show
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.train.records import read_object, read_status
@@ -27,6 +28,8 @@ OURS = (
 In this order: what is left by an interrupted one still tells whose it is, and has
 nothing to resume from.
 """
+FOLDERS = ("model", "results", "predictions")
+"""Those of them whose files are written by us rather than by Orbax."""
 MAY_CHANGE = (
     "mesh", "mesh.rules", "checkpoint", "data.workers", "train.log_every_steps",
     "model.scan", "model.remat",
@@ -58,6 +61,8 @@ def claim(
         if jax.process_index() == 0:
             _lock(handle, workdir)
         _check_ours(workdir)
+        for folder in (workdir, *(workdir / name for name in FOLDERS)):
+            remove_half_written(folder)
         # Also without need of it: it refuses a config.json that no run wrote.
         found = configs.changes(workdir, config)
         if not overwrite:

@@ -23,16 +23,16 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.grouping import named, regroup_like
-from jaxlm.core.pages import give_back
 from jaxlm.train.damage import (
     attempt,
     layout_difference,
     metrics_problem,
-    with_checksum,
+    numbers_with_checksum,
 )
 from jaxlm.train.fingerprint import fingerprints
 from jaxlm.train.objective import join as join_params
 from jaxlm.train.retention import Keep, Names, ranked
+from jaxlm.train.saving import Saving
 from jaxlm.train.state import State
 
 PARAMS, TRAINING = "params", "training"
@@ -58,7 +58,8 @@ class Checkpoints:
     ``score`` turns the metrics of an evaluation into the figure that the best are kept
     by, greater being better; None for metrics that lack it. ``clean`` removes what a
     killed save left behind: for the run itself alone, never for its readers. Those
-    leave out a checkpoint whose metrics are damaged, and ``say`` so.
+    leave out a checkpoint whose metrics are damaged, and ``say`` so. With ``go_on``, a
+    save that fails is only said, unless it is the last.
     """
 
     def __init__(
@@ -69,13 +70,13 @@ class Checkpoints:
         keep_best: int = 0,
         score: Callable[[Mapping[str, Any]], float | None] = lambda _: None,
         clean: bool = False,
+        go_on: bool = False,
         say: Callable[[str], None] = _complain,
     ):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # we report by ourselves
         self.directory, self.score, self._clean = directory, score, clean
         self._say = say
-        self._manager: Any = None
-        self._saving: Any = None
+        self._saving: Any = None  # not before metrics that rotted are out of its way
         self._moved: list[str] = []
         self.left_out: dict[int, str] = {}
         # Any: Orbax's own annotations do not fit one another.
@@ -95,7 +96,8 @@ class Checkpoints:
                 cleanup_tmp_directories=clean,
             )
 
-        self._manager = self._steadily(open_manager)
+        open_steadily = partial(self._steadily, open_manager)
+        self._saving = Saving(open_steadily, directory, go_on, say)
         self._fingerprints = jax.jit(fingerprints)
 
     def __enter__(self) -> Self:
@@ -103,9 +105,13 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            self._settle()
+            self._saving.settle()
         finally:
             self._manager.close()
+
+    @property
+    def _manager(self) -> Any:
+        return self._saving.manager
 
     def steps(self) -> list[int]:
         """The steps that are on disk, oldest first."""
@@ -125,7 +131,11 @@ class Checkpoints:
         return next(iter(ranked(self._manager.checkpoints, self._rank)), None)
 
     def save(self, state: State, metrics: Mapping[str, float] | None = None) -> None:
-        """Begin to save; the state may be donated as soon as this returns."""
+        """Begin to save; the state may be donated as soon as this returns.
+
+        Raises:
+          NotSaved: this one, or the one before, cannot be written.
+        """
         step = int(state.step)
         if step in self.steps():
             return
@@ -133,22 +143,15 @@ class Checkpoints:
             name: {"arrays": part, "fingerprints": self._fingerprints(part)}
             for name, part in split(state).items()
         }
-        self._settle()  # Orbax, too, waits for the save before
-        self._saving = self._manager.save_checkpointables_async(
-            step, items, metrics=with_checksum(metrics or {}) or None, force=True
-        )
+        self._saving.begin(step, items, numbers_with_checksum(metrics or {}) or None)
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
-        self._settle()
-        self._manager.wait()
+        """Until all that was saved is on disk.
 
-    def _settle(self) -> None:
-        """Take the result of a save: until then Orbax keeps a thread and its files."""
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
-            give_back()
+        Raises:
+          NotSaved: the newest is not.
+        """
+        self._saving.finish()
 
     def restore(self, step: int, abstract: State) -> State:
         """The whole state at a step; ``abstract`` has shapes, dtypes and shardings.
@@ -226,7 +229,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             folder.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(target)
-        if self._manager is not None:
+        if self._saving is not None:
             self._manager.reload()
         return target
 
@@ -236,8 +239,8 @@ class Checkpoints:
 
     def _check_metrics(self) -> None:
         """Find metrics that rotted, at which Orbax would fail or mistake the best."""
-        for path in sorted(self.directory.glob("*/metrics/metrics")):
-            step = path.parts[-3]
+        for folder in sorted(self.directory.glob("*/metrics")):
+            path, step = folder / "metrics", folder.parts[-2]
             problem = metrics_problem(path) if step.isdecimal() else None
             if problem is None or int(step) in self.left_out:
                 continue

@@ -101,6 +101,12 @@ class CheckpointConfig:
     )
     keep_last: int = field(2, "newest checkpoints kept", minimum=1)
     keep_best: int = field(1, "best checkpoints kept by evaluate.metric", minimum=0)
+    on_error: str = field(
+        "stop",
+        "where a checkpoint or a record cannot be written, as on a full disk: stop with"
+        " the reason, or say so, go_on and try the next; the last must be written",
+        choices=("stop", "go_on"),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import errno
 import gc
 import json
 import logging
+import os
 import re
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from jaxlm.core.errors import OS_ERROR, UserError
+from jaxlm.core.files import CHECKSUM, checksum
 from jaxlm.core.grouping import named
 
-CHECKSUM = "checksum"
 SETTLE_SECONDS = 0.2
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system that the files themselves are to blame for."""
@@ -33,32 +33,28 @@ class Unreadable(UserError):
     """This machine could not read; nothing is known of what the files hold."""
 
 
-def with_checksum(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def numbers_with_checksum(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics that are numbers, and a checksum of them; empty where none are."""
-    plain: dict[str, Any] = {
+    plain = {
         name: float(value)
         for name, value in metrics.items()
         if isinstance(value, int | float | np.number)
     }
-    return {**plain, CHECKSUM: _checksum(plain)} if plain else {}
+    return {**plain, CHECKSUM: checksum(plain)} if plain else {}
 
 
 def metrics_problem(path: Path) -> str | None:
-    """What is wrong with the file of metrics that was written ``with_checksum``."""
+    """What is wrong with the file of metrics that was written with a checksum."""
     try:
         metrics = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile by the run
-        return None
+    except (FileNotFoundError, NotADirectoryError):
+        time.sleep(SETTLE_SECONDS)  # the run may be deleting the whole checkpoint
+        return "its metrics are gone" if path.parent.is_dir() else None
     except ValueError:
         return "its metrics are not JSON"
-    if not isinstance(metrics, dict) or metrics.get(CHECKSUM) != _checksum(metrics):
+    if not isinstance(metrics, dict) or metrics.get(CHECKSUM) != checksum(metrics):
         return "its metrics changed on disk"
     return None
-
-
-def _checksum(metrics: Mapping[str, float]) -> int:
-    rest = {name: metrics[name] for name in metrics if name != CHECKSUM}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def layout_difference(found: Any, wanted: Any) -> str | None:
@@ -81,14 +77,11 @@ def _layout(tree: Any) -> dict[str, str]:
 def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
     """What ``read`` gives, or in a line why it failed.
 
-    When one read fails, those that Orbax had under way beside it shout by the page as
-    they end. They are given a moment to do so unheard.
-
     Raises:
       MemoryError, JaxRuntimeError, Unreadable: the trouble is this machine's, not the
         files'.
     """
-    with _quiet():
+    with quietly():
         try:
             return read(), None
         except (MemoryError, jax.errors.JaxRuntimeError):
@@ -101,9 +94,18 @@ def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
                     f"a checkpoint cannot be read ({brief(trouble)}); nothing was moved"
                     " or deleted; mend this and start again"
                 ) from problem
-        time.sleep(SETTLE_SECONDS)
-        gc.collect()
+        settle_down()
     return None, reason
+
+
+def machine_reason(problem: BaseException) -> str | None:
+    """The operating system's word for why a write failed; None: it gave none."""
+    for each in _causes(problem):
+        if isinstance(each, OSError) and each.errno is not None:
+            return os.strerror(each.errno)
+        if found := OS_ERROR.search(str(each)):
+            return os.strerror(int(found[1]))
+    return None
 
 
 def _causes(problem: BaseException) -> Iterator[BaseException]:
@@ -125,7 +127,8 @@ def _is_machine(problem: BaseException) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """While Orbax reads or writes: what fails there shouts by the page."""
     log, hook = logging.getLogger("asyncio"), sys.unraisablehook
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -137,6 +140,15 @@ def _quiet() -> Iterator[None]:
     finally:
         log.setLevel(level)
         sys.unraisablehook = hook
+
+
+def settle_down() -> None:
+    """Give what Orbax had under way beside a failure a moment to end, ``quietly``.
+
+    Its exception must be gone, which keeps alive what shouts as it is collected.
+    """
+    time.sleep(SETTLE_SECONDS)
+    gc.collect()
 
 
 def brief(problem: BaseException) -> str:

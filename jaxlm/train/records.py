@@ -2,7 +2,8 @@
 
 Each file is written by one process (the first of a run) and may be read by any other at
 any time: all but ``metrics.jsonl`` are replaced atomically, and a reader of that one
-leaves out a last line that is only half there.
+leaves out a last line that is only half there. Where a file cannot be written, as on a
+full disk, an OSError names it, unless the run is to go on.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import (
+    CHECKSUM,
+    append_bytes,
     atomic_write_json,
     atomic_write_text,
+    checksum,
     read_json,
     to_plain,
+    with_checksum,
 )
+from jaxlm.train.events import Events
 from jaxlm.train.figures import is_score
 
 Results = Sequence[Mapping[str, Any]]
@@ -44,7 +49,9 @@ class RunRecords:
     """The records of one run under its workdir; a context manager that closes them.
 
     One that is not ``enabled``, of a further process, reads and writes nothing.
-    ``facts`` of the run stand in every status.
+    ``facts`` of the run stand in every status. With ``go_on``, what cannot be written
+    is said and left out; but lines of metrics.jsonl wait until they can be. Event files
+    hold nothing of their own: where they cannot be written, that is always only said.
     """
 
     def __init__(
@@ -52,12 +59,17 @@ class RunRecords:
         workdir: str | os.PathLike[str],
         enabled: bool = True,
         facts: Mapping[str, Any] | None = None,
+        *,
+        go_on: bool = False,
+        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ):
         self.workdir, self.enabled = Path(workdir), enabled
         self.facts = dict(facts or {})
-        self._lines = None
-        self._events = None
+        self.go_on, self.say = go_on, say
+        self._lines = ""  # not on disk yet
+        self._events: Events | None = None
         self._purge_step: int | None = None
+        self._told: set[Path] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -73,10 +85,8 @@ class RunRecords:
         if not self.enabled:
             return
         record = to_plain({"step": step, "split": split, **scalars})
-        if self._lines is None:
-            self._lines = self._open_lines()
-        self._lines.write(_line(record))
-        self._lines.flush()
+        self._lines += _line(record)
+        self._write(self.workdir / "metrics.jsonl", self._append_lines)
         self._append_events(record)
 
     def rewind(self, step: int) -> None:
@@ -85,7 +95,7 @@ class RunRecords:
         Called before a run goes on from that step, so that no line stands twice.
         TensorBoard is told to hide the same steps.
         """
-        self.close()
+        self._lines, self._events = "", None
         self._purge_step = step + 1
         if self.enabled and (self.workdir / "metrics.jsonl").exists():
             self._rewrite(
@@ -109,9 +119,15 @@ class RunRecords:
         if not self.enabled:
             return path
         flat = {name: metrics[name] for name in metrics if name != "confusion"}
-        if confusion := metrics.get("confusion"):
-            atomic_write_json(path.with_suffix(".confusion.json"), confusion)
-        atomic_write_json(path, {"step": step, "split": split, **flat})
+
+        def write() -> None:
+            if confusion := metrics.get("confusion"):
+                beside = path.with_suffix(".confusion.json")
+                atomic_write_json(beside, with_checksum(confusion))
+            result = {"step": step, "split": split, **flat}
+            atomic_write_json(path, with_checksum(result))
+
+        self._write(path, write)
         return path
 
     def write_predictions(
@@ -120,7 +136,8 @@ class RunRecords:
         """Write predictions/<split>-<step>.jsonl, one prediction a line."""
         path = self.workdir / "predictions" / f"{split}-{step}.jsonl"
         if self.enabled:
-            atomic_write_text(path, "".join(_line(each) for each in predictions))
+            text = "".join(_line(each) for each in predictions)
+            self._write(path, lambda: atomic_write_text(path, text))
         return path
 
     def write_status(
@@ -142,34 +159,53 @@ class RunRecords:
         }
         path = self.workdir / "status.json"
         more = {"reason": reason, **self.facts, **more}
-        atomic_write_json(path, {**status, **more, **process})
+        status |= {**more, **process}
+        self._write(path, lambda: atomic_write_json(path, with_checksum(status)))
 
     def close(self) -> None:
-        """Flush and close the files; a later ``append`` opens them again."""
-        if self._lines is not None:
-            self._lines.close()
-        if self._events is not None:
-            self._events.close()
-        self._lines = self._events = None
+        """Try once more to write the lines that wait, if the run was to go on."""
+        if self._lines and self.go_on:
+            self._write(self.workdir / "metrics.jsonl", self._append_lines)
 
-    def _open_lines(self):
+    def _write(self, path: Path, write: Callable[[], None]) -> None:
+        try:
+            write()
+            self._told.discard(path)
+        except OSError as problem:
+            if not self.go_on:
+                raise
+            self._tell(path, problem, "training goes on")
+
+    def _tell(self, path: Path, problem: OSError, what: str) -> None:
+        """Say that a file is not written; again only after it once was."""
+        if path not in self._told:
+            self.say(f"{path} is not written: {problem.strerror}; {what}")
+        self._told.add(path)
+
+    def _append_lines(self) -> None:
         path = self.workdir / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        if _ends_torn(path):
             self._rewrite(self.read())
-        return open(path, "a", encoding="utf-8", newline="")
+        append_bytes(path, self._lines.encode())
+        self._lines = ""
 
     def _rewrite(self, records: Iterable[dict[str, Any]]) -> None:
         text = "".join(_line(record) for record in records)
         atomic_write_text(self.workdir / "metrics.jsonl", text)
 
     def _append_events(self, record: dict[str, Any]) -> None:
-        if self._events is None:
-            self._events = _open_events(self.workdir / "tensorboard", self._purge_step)
-        for name, value in record.items():
-            if name != "step" and value is not None and is_score(value):
-                tag = f"{record['split']}/{name}"
-                self._events.add_scalar(tag, value, record["step"])
+        scalars = {
+            f"{record['split']}/{name}": value
+            for name, value in record.items()
+            if name != "step" and value is not None and is_score(value)
+        }
+        folder = self.workdir / "tensorboard"
+        self._events = self._events or Events(folder, self._purge_step)
+        try:
+            self._events.add(record["step"], scalars)
+            self._told.discard(folder)
+        except OSError as problem:
+            self._tell(folder, problem, "its figures are in metrics.jsonl; it goes on")
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -211,6 +247,8 @@ def read_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{problem}; delete the file") from problem
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; delete the file")
+    if CHECKSUM in value and value.pop(CHECKSUM) != checksum(value):
+        raise UserError(f"{path}: changed since it was written; delete the file")
     return value
 
 
@@ -266,6 +304,15 @@ def first_and_last(
     return first, own[-1] if own else {}
 
 
+def _ends_torn(path: Path) -> bool:
+    """Whether a file's last line lacks its line end."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
 def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
     *whole, last = path.read_bytes().split(b"\n")
     for number, line in enumerate([*whole, last], start=1):
@@ -303,31 +350,3 @@ def _is_figure(name: str, record: Mapping[str, Any]) -> bool:
 def _line(record: Mapping[str, Any]) -> str:
     plain = to_plain(dict(record))
     return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-@contextmanager
-def _without_torch() -> Iterator[None]:
-    """Keep tensorboardX from importing torch, where that happens to be installed.
-
-    It would take seconds and 180 MB, for tensors that we do not have.
-    """
-    if "torch" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # an ImportError, to it
-    try:
-        yield
-    finally:
-        del sys.modules["torch"]
-
-
-def _open_events(directory: Path, purge_step: int | None):
-    with _without_torch():
-        from tensorboardX import SummaryWriter
-
-    # File names carry seconds only: without the suffix, a run that is stopped and
-    # resumed within one second would overwrite its events.
-    suffix = f".{os.getpid()}.{len(list(directory.glob('events.*')))}"
-    return SummaryWriter(
-        str(directory), purge_step=purge_step, flush_secs=10, filename_suffix=suffix
-    )

@@ -118,7 +118,9 @@ def test_an_interrupt_exits_with_130(toy):
 def test_a_full_disk_is_one_line(toy):
     done = toy("--do=full")
     assert done.returncode == 2
-    assert done.stderr == "error: x.bin: No space left on device\n"
+    assert done.stderr == (
+        "error: x.bin: No space left on device; free some space, then start again\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -8,12 +9,14 @@ import pytest
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import (
+    append_bytes,
     atomic_write_json,
     atomic_write_text,
     cache_directory,
     inside,
     read_json,
     read_text,
+    remove_half_written,
 )
 
 
@@ -25,15 +28,41 @@ def test_text_is_replaced_whole(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_a_killed_write_left_is_removed_when_it_is_old(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            atomic_write_text(tmp_path / "status.json", "new")
+    (tmp_path / ".mine.tmp").touch()
+    remove_half_written(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # it may be another process's
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    remove_half_written(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
+
+
+def test_appending_to_a_full_disk_names_the_file(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        append_bytes(tmp_path / "metrics.jsonl", b"line")
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "status.json"
     atomic_write_text(path, "old")
 
     def full_disk(descriptor):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match=r"no space left: '.*status\.json'"):
         atomic_write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

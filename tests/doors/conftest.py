@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -79,3 +80,13 @@ def topics_run(tmp_path_factory):
 def ner_copy(ner_run, tmp_path):
     """A run of the test's own, to be harmed."""
     return shutil.copytree(ner_run, tmp_path / "copy")
+
+
+def edit_config(workdir, **sections):
+    """Change the config of a run by hand, which is asked to be said: see digests.py."""
+    path = workdir / "config.json"
+    document = json.loads(path.read_text())
+    for name, changes in sections.items():
+        document["config"][name] |= changes
+    path.write_text(json.dumps(document))
+    (workdir / "model" / "digests.json").unlink()
