@@ -18,7 +18,7 @@ release = importlib.metadata.version("jaxlm")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["Thumbs.db", "**.ipynb_checkpoints"]
 
-myst_enable_extensions = ["attrs_inline"]
+myst_enable_extensions = ["html_image"]
 myst_heading_anchors = 3
 
 # The notebook is run at every build, and an error in it is one of the build.
