@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.core import door
 from jaxlm.core.errors import UserError
 from jaxlm.data.lines import bounded
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 CHUNK = 1024
@@ -37,6 +40,8 @@ def main(arguments: list[str]) -> None:
     )
     known, _ = parser.parse(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from rich.console import Console
+
     from jaxlm.experiment.runs import Run
 
     if known.step == "all":
@@ -45,10 +50,11 @@ def main(arguments: list[str]) -> None:
     run = Run(known.workdir, say=lambda text: print(text, file=sys.stderr))
     step = run.choose(known.step)[0]
     pretty = known.text and sys.stdout.isatty() and not known.json
+    console = Console(highlight=False)
     while chunk := list(islice(inputs, CHUNK)):
         for prediction in run.predict(chunk, step):
             if pretty:
-                show(prediction, run.parts.task)
+                show(prediction, run.parts.task, console)
             else:
                 print(json.dumps(prediction, ensure_ascii=False))
         sys.stdout.flush()
@@ -99,16 +105,20 @@ def parse_input(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def show(prediction: dict[str, Any], task: Any) -> None:
-    """A prediction for a person's eyes: entities in colour, or labels with bars."""
-    from rich.console import Console
+def show(prediction: dict[str, Any], task: Any, console: Console) -> None:
+    """A prediction for a person's eyes: entities in colour, or labels with bars.
+
+    That of a task with neither is shown as it is.
+    """
     from rich.text import Text
 
-    console = Console(highlight=False)
     if "probabilities" in prediction:
         for label, share in list(prediction["probabilities"].items())[:5]:
             bar = "█" * round(share * 30)
             console.print(Text(f"{label:>16} {share:6.1%} {bar}", style=""))
+        return
+    if "entities" not in prediction:
+        console.print_json(data=prediction)
         return
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(task.types)}
     text = Text(prediction["text"])

@@ -20,8 +20,8 @@ def read_conll(path: Path, columns: Columns) -> Iterator[Record]:
     """Read sentences; the token is the first column, the label the last.
 
     ``columns`` may place them elsewhere. A file of one column has no labels. A line
-    that starts with ``# `` and has another number of columns than the tokens is a
-    comment, as in CoNLL-U.
+    that starts with ``#`` and a space, and has another number of columns than the
+    tokens, is a comment, as in CoNLL-U.
     """
     texts = [text.rstrip("\r\n") for _, text in lines(path)]
     layout = Layout.of(texts, _places(columns, path))

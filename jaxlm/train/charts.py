@@ -16,6 +16,10 @@ Point = tuple[float, float]
 BUCKETS = 300
 """Horizontal places that a line may use: about one for each point of its width."""
 LINE_HEIGHT = 14
+LETTER = 8.2
+"""Room for a letter of a tick, in the larger writing of a phone."""
+MARGIN = 14
+"""What is left free at the sides, where nothing stands."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,9 @@ def _scales(series, size, from_zero, ceiling, direct):
     gap = ticks[1] - ticks[0]
     widest = max(len(tick_text(tick, gap)) for tick in ticks)
     names = max(len(each.name) for each in series if not each.faint) if direct else 0
-    left = 14 + 8.2 * widest
-    right = size[0] - (12 + 8.4 * names if direct else 14)
+    # Below the ticks at the left stands "step".
+    left = MARGIN + LETTER * max(widest, 4)
+    right = size[0] - (12 + 8.4 * names if direct else MARGIN)
     low, high = min(steps), max(steps)
     if low == high:
         low, high = low - 1, high + 1
@@ -169,13 +174,16 @@ def _axes(x: Scale, y: Scale, ticks: Sequence[float]) -> Html:
     gap = max(1, steps[1] - steps[0]) if len(steps) > 1 else 1
     below = y.start + 19
     for tick in steps:
-        # The end of the axis is left free for its name.
-        if x.low <= tick and x(tick) < x.end - 45:
-            text = tick_text(tick, gap)
+        text, place = tick_text(tick, gap), x(tick)
+        half = LETTER * len(text) / 2
+        if tick >= x.low and x.start - MARGIN < place - half and place <= x.end:
+            over = max(0, place + half - x.end - MARGIN)
             parts.append(
-                element("text", text, x=x(tick), y=below, text_anchor="middle")
+                element("text", text, x=place - over, y=below, text_anchor="middle")
             )
-    parts.append(element("text", "step", x=x.end, y=below, text_anchor="end"))
+    parts.append(
+        element("text", "step", x=x.start - MARGIN, y=below, text_anchor="end")
+    )
     return join(parts)
 
 

@@ -131,9 +131,8 @@ def _heat_row(
         )
         if grid.cell >= SHOWN:
             middle = {"x": x + grid.cell // 2, "y": y + grid.cell // 2 + 4}
-            kind = "count over" if shade > 0.62 else "count"
             text = f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
-            parts.append(element("text", text, class_=kind, **middle))
+            parts.append(element("text", text, class_="count", **middle))
     return parts
 
 

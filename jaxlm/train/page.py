@@ -75,18 +75,21 @@ def _markup(child: Any) -> str:
     return escape(str(child))
 
 
+# The darkest shades of a heat map, --right and --wrong, are light enough for --ink in
+# the light scheme and dark enough for it in the dark one: so is every shade between
+# them and --fill, and a count is legible in any cell.
 STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #fcfcfa; --ink: #1d2125; --soft: #5a626b; --rule: #e2e2dc; --fill: #f2f2ee;
   --c0: #1f5f9e; --c1: #b3500f; --c2: #23745a; --c3: #7a4a94;
-  --right: #1f5f9e; --wrong: #b3500f; --over: #ffffff;
+  --right: #5b8fc4; --wrong: #cf7a3a;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #15181b; --ink: #e6e8ea; --soft: #9aa3ac; --rule: #2c3136; --fill: #1d2125;
     --c0: #79b3e8; --c1: #eb9f63; --c2: #74c3a4; --c3: #c6a0dd;
-    --right: #79b3e8; --wrong: #eb9f63; --over: #101316;
+    --right: #3b6a94; --wrong: #96552a;
   }
 }
 * { box-sizing: border-box; }
@@ -121,9 +124,11 @@ p { margin: .25rem 0; }
   letter-spacing: -.01em; }
 .tiles small { display: block; font-size: .82rem; font-weight: 400; letter-spacing: 0;
   color: var(--soft); }
-.charts { display: grid; grid-template-columns: repeat(2, 1fr); gap: 2rem 2.25rem; }
-.charts.small { grid-template-columns: repeat(3, 1fr); margin-top: 2rem; }
-figure { margin: 0; min-width: 0; }
+.charts { display: grid; gap: 2rem 2.25rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.charts.small { margin-top: 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
+figure { margin: 0; min-width: 0; max-width: 36rem; }
 figcaption { display: flex; flex-direction: column; margin-bottom: .35rem; }
 .small figcaption { flex-flow: row wrap; align-items: baseline; gap: 0 1rem; }
 svg { display: block; }
@@ -173,7 +178,6 @@ th.text, td.text { text-align: left; }
 .heat .rule { stroke: var(--paper); stroke-width: 1; }
 .heat text.count { fill: var(--ink); text-anchor: middle; pointer-events: none; }
 .heat text.small { font-size: 11px; }
-.heat text.over { fill: var(--over); font-weight: 600; }
 .heat text.axis { fill: var(--ink); font-weight: 600; }
 .key { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 0;
   vertical-align: -.05em; background: var(--right); }
@@ -187,14 +191,16 @@ th.text, td.text { text-align: left; }
 footer { margin-top: 3rem; font-size: .82rem; color: var(--soft); }
 @media (max-width: 48rem) {
   body { padding: 1.5rem 1rem 3rem; }
-  .charts, .charts.small { grid-template-columns: minmax(0, 1fr); }
   .bar { display: none; }
-  .charts svg text { font-size: 13.5px; }
   h2 { margin-top: 2.25rem; }
-  .tiles { grid-template-columns: repeat(2, 1fr); gap: 1rem 1.25rem;
-    margin-top: 1.5rem; }
+  .tiles { gap: 1rem 1.25rem; margin-top: 1.5rem; }
   .tiles dd { font-size: 1.35rem; }
   th, td { padding-inline: .6rem; }
+}
+@media (max-width: 30rem) {
+  .tiles { grid-template-columns: repeat(2, 1fr); }
+  .charts svg text { font-size: 13.5px; }
+  th, td { padding-inline: .4rem; }
 }
 @media print { .box, .tall { overflow: visible; max-height: none; } }
 """

@@ -1,4 +1,4 @@
-"""jaxlm as a library: the README's example, records in memory, and light imports."""
+"""jaxlm as a library: the example of the docs, records in memory, and light imports."""
 
 from __future__ import annotations
 
@@ -167,11 +167,13 @@ def test_importing_jaxlm_is_light(tmp_path):
         assert done.stdout == "set()\n", done.stderr
 
 
-def test_the_example_of_the_readme_runs(tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("## As a library\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert blocks, "the README has no Python block under 'As a library'"
-    done = python("\n".join(blocks), tmp_path)
+@pytest.mark.parametrize(
+    ("page", "call"), [("library.md", ""), ("configs.md", "get_config()")]
+)
+def test_the_example_of_a_page_runs(tmp_path, page, call):
+    text = (ROOT / "docs" / page).read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks, f"docs/{page} has no Python block"
+    done = python("\n".join([*blocks, call]), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

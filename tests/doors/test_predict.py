@@ -8,8 +8,10 @@ import re
 import sys
 
 import pytest
+from rich.console import Console
 
 from jaxlm.experiment.runs import Run
+from jaxlm.predict import show
 
 HARD = [
     "Ada left Paris.",
@@ -248,3 +250,9 @@ def test_json_is_there_for_a_terminal_too(ner_run, call, terminal):
         == 0
     )
     assert json.loads(terminal.getvalue())["text"] == "Ada"
+
+
+def test_a_terminal_shows_another_task_s_prediction_as_it_is(terminal):
+    console = Console(file=terminal, force_terminal=False)
+    show({"id": "1", "text": "fair", "predicted": 3.5}, None, console)
+    assert json.loads(terminal.getvalue())["predicted"] == 3.5
