@@ -8,7 +8,8 @@ writes down.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,13 +192,15 @@ def fit(
             gradient_norm=meter.last.get("gradient_norm"),
             tokens_per_second=speed,
             input_wait=clock.input_wait,
+            save_seconds=round(clock.save_seconds, 3),
             epoch=round(plan.epoch(number), 4),
             seconds=round(clock.elapsed, 3),
             **({"phase": int(state.phase) + 1} if turns else {}),
         )
         scores = evaluate(state) if due.evaluation(number) else None
         if due.save(number):
-            checkpoints.save(state, scores)
+            with clock.saving():
+                checkpoints.save(state, scores)
         if due.epoch_end(number) or scores is not None:
             epoch = meter.means("epoch", close=due.epoch_end(number))
             progress.epoch_line(
@@ -225,7 +228,7 @@ class Clock:
 
     def __init__(self, loader: Loader, elapsed: float = 0.0):
         self.loader = loader
-        self.elapsed, self.input_wait = elapsed, 0.0
+        self.elapsed, self.input_wait, self.save_seconds = elapsed, 0.0, 0.0
         self._paused: tuple[float, float] | None = None
         self.restart()
 
@@ -249,6 +252,15 @@ class Clock:
         self._began += time.perf_counter() - began
         self._waited += self.loader.wait_seconds - waited
         self._paused = None
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Add up the seconds for which saves hold training up."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.save_seconds += time.perf_counter() - began
 
     def count(self, tokens: int) -> None:
         """Real tokens of a dispatched step."""

@@ -1,6 +1,7 @@
 """The training loop: what is due when, what the figures say, how it ends."""
 
 import json
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -328,3 +329,19 @@ def test_seconds_go_on_from_those_of_before(tmp_path):
     run = Running(tmp_path, start=4, elapsed=100.0)
     run.fit()
     assert all(100.0 <= line["seconds"] < 110.0 for line in run.lines().values())
+
+
+def test_a_line_says_how_long_saves_have_held_training_up(tmp_path, monkeypatch):
+    run = Running(tmp_path)
+    save = run.checkpoints.save
+
+    def slowly(state, metrics=None):
+        time.sleep(0.05)
+        save(state, metrics)
+
+    monkeypatch.setattr(run.checkpoints, "save", slowly)
+    run.fit()
+    seconds = {step: line["save_seconds"] for step, line in run.lines().items()}
+    assert seconds[4] == 0.0  # the line is written before its step is saved
+    assert 0.05 <= seconds[8] < 0.1 <= seconds[10]
+    assert run.lines()[10]["seconds"] < 0.05  # they are no training
