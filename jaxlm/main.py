@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
 
 def has_begun(workdir: Path) -> bool:
     """Whether this process has begun or resumed the run there."""
-    from jaxlm.train.records import read_status
+    from jaxlm.train.recorded import read_status
 
     return (read_status(workdir) or {}).get("pid") == os.getpid()
 

@@ -1,8 +1,11 @@
 """Compare jaxlm with transformers' Trainer: fidelity, speed, memory, time to start.
 
+`default` is ours alone: the job of README, word for word, over three seeds.
+
 python tools/compare.py fidelity --shared=../shared --output=runs/compare
 python tools/compare.py speed --shared=../shared --output=runs/compare
 python tools/compare.py start --shared=../shared --output=runs/compare
+python tools/compare.py default --shared=../shared --output=runs/compare
 python tools/compare.py report --output=runs/compare
 
 Both sides train MiniLM (fp32) on the same files, in processes of their own, one after
@@ -61,13 +64,16 @@ def main() -> None:
     flags.output.mkdir(parents=True, exist_ok=True)
     if flags.what != "report":
         make_data(flags.shared, flags.output / "data")
-        {"fidelity": fidelity, "speed": speed, "start": start}[flags.what](flags)
+        kinds = (fidelity, speed, start, default)
+        {kind.__name__: kind for kind in kinds}[flags.what](flags)
     report(flags.output)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("fidelity", "speed", "start", "report"))
+    parser.add_argument(
+        "what", choices=("fidelity", "speed", "start", "default", "report")
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--jobs", default=",".join(JOBS), help="fidelity: which")
@@ -162,6 +168,21 @@ def start(flags: argparse.Namespace) -> None:
             )  # fmt: skip
 
 
+def default(flags: argparse.Namespace) -> None:
+    """README's first command, seed by seed."""
+    for seed in range(START.seeds):
+        once(flags, f"default/ours/{seed}", default_job, seed)
+
+
+def default_job(flags, seed):
+    workdir = Path(tempfile.mkdtemp(dir=flags.output))
+    command = [sys.executable, "-m", "jaxlm.main", f"--config={ROOT}/configs/ner.py"]
+    usage = process([*command, f"--workdir={workdir}", f"--config.seed={seed}"])
+    found = figures_of(workdir, "f1")
+    shutil.rmtree(workdir)
+    return found | usage
+
+
 def once(flags, key, run, *arguments):
     """The result of a run, which is made unless it is there."""
     found = read(flags.output).get(key)
@@ -182,26 +203,30 @@ def read(output: Path) -> dict[str, dict]:
 def run_ours(flags, name, job, seed, *overrides):
     workdir = Path(tempfile.mkdtemp(dir=flags.output))
     usage = process(ours_command(flags, name, job, workdir, seed, overrides))
+    found = figures_of(workdir, "f1" if job.config == "ner" else "accuracy")
+    shutil.rmtree(workdir)
+    return found | usage
+
+
+def figures_of(workdir, metric):
+    """What a finished run of ours says of itself."""
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").open()]
     train = [line for line in lines if line["split"] == "train"]
     status = json.loads((workdir / "status.json").read_text())
     found = {
         "examples_per_step": status["examples_per_step"],
         "steps": status["step"],
+        "best": status.get("best"),
         # Without the line of the first steps, as at the peer's.
         "tokens_per_second": statistics.median(
             line["tokens_per_second"] for line in train[1:]
         ),
         "input_wait": statistics.median(line["input_wait"] for line in train),
-        **usage,
     }
-    best = status.get("best")
     for split in ("validation", "test"):
-        path = workdir / "results" / f"{split}-{best}.json"
+        path = workdir / "results" / f"{split}-{found['best']}.json"
         if path.exists():
-            scores = json.loads(path.read_text())
-            found[split] = scores["f1" if job.config == "ner" else "accuracy"]
-    shutil.rmtree(workdir)
+            found[split] = json.loads(path.read_text())[metric]
     return found
 
 
@@ -302,6 +327,9 @@ def report(output: Path) -> None:
             show(results, f"fidelity/{name}/", ("ours", "theirs"))
     for name in JOBS:
         show(results, f"speed/{name}/", ("ours", "dynamic", "grouped"))
+    for key, result in results.items():
+        if key.startswith("default/"):
+            print(key, result["test"], result["seconds"], result["tokens_per_second"])
     for word in ("plain", "scored"):
         show(results, f"start/{word}/", ("cold", "warm", "theirs"))
 

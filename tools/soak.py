@@ -28,7 +28,7 @@ import numpy as np
 from jaxlm.core import door
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, read_json
-from jaxlm.train.records import read_metrics, read_status
+from jaxlm.train.recorded import read_metrics, read_status
 
 TIMES = ("seconds", "tokens_per_second", "input_wait")
 """What differs between two runs of the same bits."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxlm.core.config import FILE
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json
-from jaxlm.train.records import read_object
+from jaxlm.train.recorded import read_object
 
 DIGESTS = Path("model") / "digests.json"
 NAMES = (FILE, "model/config.json", "model/tokenizer.json", "model/labels.json")

@@ -16,12 +16,14 @@ from jaxlm.core.types import Params
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import Prepared
 from jaxlm.experiment.scoring import record
-from jaxlm.train.checkpoints import Checkpoints, Damaged, OtherLayout, choose
+from jaxlm.train.checkpoints import Checkpoints, Damaged, OtherLayout
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.objective import join
 from jaxlm.train.progress import print_table, score_table
-from jaxlm.train.records import RunRecords, first_and_last, read_results, read_status
+from jaxlm.train.recorded import first_and_last, read_results, read_status
+from jaxlm.train.records import RunRecords
 from jaxlm.train.report import write_report
+from jaxlm.train.retention import choose
 from jaxlm.train.state import State
 
 

@@ -33,7 +33,7 @@ from jaxlm.experiment.wiring import (
 )
 from jaxlm.models.pretrained import Checkpoint, open_checkpoint
 from jaxlm.train.phases import Phases, make_phases, parse_phases
-from jaxlm.train.records import read_object
+from jaxlm.train.recorded import read_object
 
 DATA = "data.json"
 NOTICE_SECONDS = 5.0

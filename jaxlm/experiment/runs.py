@@ -27,9 +27,11 @@ from jaxlm.experiment.digests import check_digests
 from jaxlm.experiment.inputs import as_records
 from jaxlm.experiment.scoring import record, scorer
 from jaxlm.experiment.wiring import Parts, load_records, make_parts, read_labels
-from jaxlm.train.checkpoints import Checkpoints, Damaged, choose
+from jaxlm.train.checkpoints import Checkpoints, Damaged
 from jaxlm.train.evaluator import Evaluation, Evaluator
-from jaxlm.train.records import RunRecords, read_results, read_status
+from jaxlm.train.recorded import read_results, read_status
+from jaxlm.train.records import RunRecords
+from jaxlm.train.retention import choose
 
 SPLITS = ("train", "validation", "test")
 

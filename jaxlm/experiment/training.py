@@ -37,7 +37,8 @@ from jaxlm.train.loop import Diverged, Due, fit
 from jaxlm.train.objective import task_objective
 from jaxlm.train.optimizer import make_optimizer
 from jaxlm.train.progress import Progress
-from jaxlm.train.records import RunRecords, read_status
+from jaxlm.train.recorded import read_status
+from jaxlm.train.records import RunRecords
 from jaxlm.train.schedule import make_schedule
 from jaxlm.train.state import State, States
 from jaxlm.train.step import Step, make_step

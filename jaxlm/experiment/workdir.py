@@ -17,7 +17,7 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.files import remove_half_written
 from jaxlm.core.schema import show
 from jaxlm.experiment.config import ExperimentConfig
-from jaxlm.train.records import read_object, read_status
+from jaxlm.train.recorded import read_object, read_status
 
 OURS = (
     "status.json", "checkpoints", "damaged", "metrics.jsonl", "tensorboard", "results",

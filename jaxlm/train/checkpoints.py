@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxlm.core.errors import UserError
 from jaxlm.core.grouping import named, regroup_like
 from jaxlm.train.damage import (
+    DAMAGED,
     attempt,
     layout_difference,
     metrics_problem,
@@ -36,7 +37,6 @@ from jaxlm.train.saving import Saving
 from jaxlm.train.state import State
 
 PARAMS, TRAINING = "params", "training"
-DAMAGED = "damaged"
 RACE_TRIES, RACE_SECONDS = 20, 0.05
 
 
@@ -324,38 +324,6 @@ class Checkpoints:
     def _rank(self, metrics: Any) -> float:
         value = self.score(metrics) if metrics else None
         return -math.inf if value is None or math.isnan(value) else value
-
-
-def choose(checkpoints: Checkpoints, wanted: str) -> list[int]:
-    """The steps that ``best``, ``last``, ``all`` or a number means.
-
-    Raises:
-      UserError: there is no such checkpoint.
-    """
-    steps, left_out = checkpoints.steps(), checkpoints.left_out
-    asked = list(left_out) if not steps else [int(wanted)] if wanted.isdecimal() else []
-    for step in set(asked) & set(left_out):
-        raise UserError(
-            f"{checkpoints.directory}/{step}: is damaged ({left_out[step]}); start"
-            f" jaxlm.main again, which moves it to {DAMAGED}/, or delete it"
-        )
-    if not steps:
-        raise UserError(
-            f"{checkpoints.directory}: no checkpoint yet; train with jaxlm.main first"
-        )
-    if wanted == "all":
-        return steps
-    if wanted == "last":
-        return steps[-1:]
-    if wanted == "best":
-        best = checkpoints.best()
-        return [steps[-1] if best is None else best]
-    if not wanted.isdecimal() or int(wanted) not in steps:
-        there = ", ".join(str(step) for step in steps)
-        raise UserError(
-            f"--step={wanted}: not there; allowed: best, last, all, {there}"
-        )
-    return [int(wanted)]
 
 
 def split(state: State) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from jaxlm.core.errors import OS_ERROR, UserError
 from jaxlm.core.files import CHECKSUM, checksum
 from jaxlm.core.grouping import named
 
+DAMAGED = "damaged"
+"""The folder of a workdir to which damaged checkpoints are moved."""
 SETTLE_SECONDS = 0.2
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system that the files themselves are to blame for."""

@@ -21,12 +21,7 @@ from jaxlm.train.figures import (
     words,
 )
 from jaxlm.train.page import Html, element, page, scroll_box, section
-from jaxlm.train.records import (
-    read_confusion,
-    read_metrics,
-    read_results,
-    read_status,
-)
+from jaxlm.train.recorded import read_confusion, read_metrics, read_results, read_status
 from jaxlm.train.score_tables import SPLITS, final_scores, first_and_best, per_label
 
 Lines = Sequence[Mapping[str, Any]]

@@ -1,12 +1,18 @@
-"""Which checkpoints are kept, and how they rank."""
+"""Which checkpoints are kept, how they rank, and which of them are asked for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orbax.checkpoint import path as paths
+
+from jaxlm.core.errors import UserError
+from jaxlm.train.damage import DAMAGED
+
+if TYPE_CHECKING:
+    from jaxlm.train.checkpoints import Checkpoints
 
 
 class Keep:
@@ -42,3 +48,35 @@ def ranked(checkpoints: Sequence[Any], rank: Callable[[Any], float]) -> list[int
     """The steps that have a score, best first, the earliest of equals first."""
     scored = [(-rank(each.metrics), each.step) for each in checkpoints]
     return [step for value, step in sorted(scored) if value < math.inf]
+
+
+def choose(checkpoints: Checkpoints, wanted: str) -> list[int]:
+    """The steps that ``best``, ``last``, ``all`` or a number means.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    steps, left_out = checkpoints.steps(), checkpoints.left_out
+    asked = list(left_out) if not steps else [int(wanted)] if wanted.isdecimal() else []
+    for step in set(asked) & set(left_out):
+        raise UserError(
+            f"{checkpoints.directory}/{step}: is damaged ({left_out[step]}); start"
+            f" jaxlm.main again, which moves it to {DAMAGED}/, or delete it"
+        )
+    if not steps:
+        raise UserError(
+            f"{checkpoints.directory}: no checkpoint yet; train with jaxlm.main first"
+        )
+    if wanted == "all":
+        return steps
+    if wanted == "last":
+        return steps[-1:]
+    if wanted == "best":
+        best = checkpoints.best()
+        return [steps[-1] if best is None else best]
+    if not wanted.isdecimal() or int(wanted) not in steps:
+        there = ", ".join(str(step) for step in steps)
+        raise UserError(
+            f"--step={wanted}: not there; allowed: best, last, all, {there}"
+        )
+    return [int(wanted)]

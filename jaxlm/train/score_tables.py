@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxlm.train.figures import figure, is_score, score_changes, signed, words
 from jaxlm.train.page import Html, element, scroll_box, section
-from jaxlm.train.records import Results, first_and_last
+from jaxlm.train.recorded import Results, first_and_last
 
 SPLITS = ("test", "validation", "train")
 """Which split's details are shown, the first that has any."""

@@ -14,7 +14,7 @@ import seqeval.metrics
 import sklearn.metrics
 
 from jaxlm.experiment.runs import Run, result_name, source_name
-from jaxlm.train.records import read_status
+from jaxlm.train.recorded import read_status
 from tests.doors.conftest import NER, ROOT, SHARED, STEPS, edit_config
 
 SCALARS = (int, float, str, type(None))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlm.core.errors import UserError
-from jaxlm.train.checkpoints import Damaged, OtherLayout, choose
+from jaxlm.train.checkpoints import Damaged, OtherLayout
+from jaxlm.train.retention import choose
 from tests.damages import DAMAGES, deleted, emptied, flipped, truncated
 from tests.train.states import (
     abstract_of,

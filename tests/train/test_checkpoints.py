@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.grouping import regroup
-from jaxlm.train.checkpoints import OtherLayout, choose
+from jaxlm.train.checkpoints import OtherLayout
+from jaxlm.train.retention import choose
 from jaxlm.train.state import State
 from tests.train.states import (
     abstract_of,

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from jaxlm.core.errors import UserError
-from jaxlm.train.records import (
-    RunRecords,
+from jaxlm.train.recorded import (
     first_and_last,
     read_confusion,
     read_metrics,
     read_results,
     read_status,
 )
+from jaxlm.train.records import RunRecords
 
 
 @pytest.fixture
