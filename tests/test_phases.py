@@ -9,6 +9,7 @@ import pytest
 from jaxlm import api
 from jaxlm.core.config import resolve
 from jaxlm.core.errors import UserError
+from jaxlm.core.files import with_checksum
 from jaxlm.core.trees import flatten
 from jaxlm.experiment import ExperimentConfig
 from jaxlm.experiment.runs import Run
@@ -109,7 +110,8 @@ def test_a_run_goes_on_over_a_border_with_the_same_bits(whole, tmp_path, border)
         if int(path.name) > end:
             shutil.rmtree(path)
     status = json.loads((workdir / "status.json").read_text())
-    (workdir / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    running = with_checksum(status | {"state": "running"})
+    (workdir / "status.json").write_text(json.dumps(running))
     said = []
     train(config(), workdir, say=said.append)
     assert f"resuming from step {end} of {len(phases)}" in said

@@ -22,6 +22,7 @@ def config(**changes):
         "data.test": "",
         "data.max_length": 32,
         "model.dropout": 0.1,
+        "model.scan": True,
         "train.batch_size": 3,
         "train.steps": 6,
         "train.log_every_steps": 1,
@@ -44,7 +45,7 @@ def alone(tmp_path_factory):
 
 
 def test_three_rows_on_eight_devices_train_as_on_one(alone, tmp_path):
-    # Dropout is on: threefry draws each element by its index, rows first, so rows of
+    # Dropout is on: it draws each element by its index, rows first, so rows of
     # padding behind the others do not disturb it.
     eight = losses(tmp_path, mesh__data=8)
     np.testing.assert_allclose(eight, alone, rtol=1e-5)
@@ -134,6 +135,11 @@ def test_a_run_goes_on_by_other_rules(ruled):
         (
             {"mesh__rules__layers": "data", "mesh__data": 8},
             "config.mesh.data: 8 devices cannot split layers=2 of backbone/layers/",
+        ),
+        (
+            {"mesh__rules__layers": "data", "mesh__data": 2, "model__scan": False},
+            "config.mesh.rules.layers: data would split stacks of layers, which"
+            " config.model.scan=true makes",
         ),
     ],
 )

@@ -30,7 +30,7 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, read_json
 from jaxlm.train.recorded import read_metrics, read_status
 
-TIMES = ("seconds", "tokens_per_second", "input_wait")
+TIMES = ("seconds", "tokens_per_second", "input_wait", "save_seconds")
 """What differs between two runs of the same bits."""
 STEPS, EVALUATE_STEPS = 60, 6
 SMALL = {

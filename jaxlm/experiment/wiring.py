@@ -123,6 +123,11 @@ def make_parts(
     transformer = adapt(transformer, config, task)
     check_fit(config, transformer, tokenizer, directory)
     rules = Rules.of(flatten(config.mesh.rules))
+    if rules["layers"] and not config.model.scan:
+        raise UserError(
+            f"config.mesh.rules.layers: {','.join(rules['layers'])} would split stacks"
+            " of layers, which config.model.scan=true makes"
+        )
     check_heads(transformer, mesh, rules)
     backbone = partial(
         Transformer,

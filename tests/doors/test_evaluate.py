@@ -38,9 +38,9 @@ def steps(answer):
 
 
 def test_results_are_flat_and_name_step_split_loss_and_the_headline(ner_run, call):
-    assert call("evaluate", f"--workdir={ner_run}", "--step=60").code == 0
-    found = results(ner_run, "test-60")
-    assert found["step"] == 60 and found["split"] == "test"
+    assert call("evaluate", f"--workdir={ner_run}", "--step=160").code == 0
+    found = results(ner_run, "test-160")
+    assert found["step"] == 160 and found["split"] == "test"
     assert found["loss"] > 0 and 0 < found["f1"] <= 1 and 0 < found["accuracy"] <= 1
     assert all(isinstance(value, SCALARS) for value in found.values())
 
