@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,8 @@ def _open(directory: Path) -> tokenizers.Tokenizer:
             f"{directory}: no tokenizer; one of tokenizer.json, {', '.join(names)}"
             " must lie beside config.json"
         )
+    # Or it says, where there is no torch, that models cannot be had: not from us.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:
