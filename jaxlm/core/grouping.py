@@ -62,19 +62,23 @@ def regroup(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """
     whole = _joined(flatten(tree))
     flat: dict[str, Any] = {}
-    parts: dict[str, list[range]] = {stack: [] for stack in whole}
+    asked: dict[str, list[int]] = {stack: [] for stack in whole}
     for name in names:
         stack, part = ungrouped(name)
         if stack not in whole:
             raise ValueError(f"{name} is not among {', '.join(whole)}")
-        leaf = whole[stack]
-        flat[name] = leaf if part == slice(None) else leaf[part]
-        stop = _depth(leaf) if part.stop is None else part.stop
-        parts[stack].append(range(part.start or 0, stop))
-    for stack, found in parts.items():
-        if _reach(found) != _depth(whole[stack]):
+        layers, leaf = whole[stack]
+        if part == slice(None):
+            flat[name], wanted = leaf, list(range(len(layers)))
+        else:
+            wanted = list(range(part.start, part.stop))
+            place = layers.index(wanted[0]) if wanted[0] in layers else 0
+            flat[name] = leaf[place : place + len(wanted)]
+        asked[stack] += wanted
+    for stack, (layers, _) in whole.items():
+        if sorted(asked[stack]) != layers:
             raise ValueError(
-                f"{stack}: {_depth(whole[stack])} layers are not those of {found}"
+                f"{stack}: {len(layers)} layers are not those of {asked[stack]}"
             )
     return unflatten(flat)
 
@@ -96,34 +100,27 @@ def regroup_like(tree: Any, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [made[name] for name in names])
 
 
-def _depth(leaf: Any) -> int:
-    """How many layers a leaf of a stack has; 1 for a scalar."""
-    return leaf.shape[0] if leaf.shape else 1
+def _joined(flat: Mapping[str, Any]) -> dict[str, tuple[list[int], Any]]:
+    """By its name in one stack, the layers that a leaf has, in order, and the leaf.
 
-
-def _reach(parts: Iterable[range]) -> int:
-    """Where parts end that follow one another from 0 on; -1 where they do not."""
-    end = 0
-    for part in sorted(parts, key=lambda part: part.start):
-        if part.start != end:
-            return -1
-        end = part.stop
-    return end
-
-
-def _joined(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Every leaf with its layers as one stack."""
+    They need not be all: moments are of the layers that a phase trains. What is in no
+    stack counts as one layer.
+    """
     parts: dict[str, list[tuple[range, Any]]] = defaultdict(list)
     for name, leaf in flat.items():
         stack, layers = ungrouped(name)
         start = layers.start or 0
-        parts[stack].append((range(start, start + _depth(leaf)), leaf))
+        depth = leaf.shape[0] if "layers" in stack.split("/") else 1
+        parts[stack].append((range(start, start + depth), leaf))
     joined = {}
     for stack, found in parts.items():
-        if _reach(part for part, _ in found) < 0:
-            raise ValueError(f"{stack}: its stacks do not follow one another")
-        leaves = [leaf for _, leaf in sorted(found, key=lambda pair: pair[0].start)]
-        joined[stack] = jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
+        found.sort(key=lambda pair: pair[0].start)
+        numbers = [number for layers, _ in found for number in layers]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"{stack}: its stacks overlap")
+        leaves = [leaf for _, leaf in found]
+        leaf = jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
+        joined[stack] = numbers, leaf
     return joined
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 VARIABLE, HUGE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+AGAIN = "JAXLM_STARTED_AGAIN"
+"""Set beside it: a secure or wrapped Python may drop the other, and would never end."""
 SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SINCE = (2, 35)
 """The first glibc that knows the setting."""
@@ -22,14 +26,23 @@ def ask_for_huge_pages() -> None:
     arguments and its terminal. Nothing happens where the system's pages are huge
     anyway or never, under a debugger, or where the user has set ``GLIBC_TUNABLES``.
     """
-    if useful() and sys.executable and sys.gettrace() is None:
-        os.environ[VARIABLE] = HUGE
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if useful() and sys.executable and not debugged():
+        os.environ[VARIABLE], os.environ[AGAIN] = HUGE, "1"
+        with suppress(OSError):  # not worth ending for
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def debugged() -> bool:
+    """Whether a debugger holds this process, which it would lose."""
+    monitoring: Any = getattr(sys, "monitoring", None)  # from Python 3.12 on
+    if monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID) is not None:
+        return True
+    return sys.gettrace() is not None
 
 
 def useful() -> bool:
     """Whether this system leaves huge pages to those who ask, and its malloc can."""
-    if sys.platform != "linux" or VARIABLE in os.environ:
+    if sys.platform != "linux" or {VARIABLE, AGAIN} & set(os.environ):
         return False
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 from jaxlm.core.files import cache_directory
 
 PROGRAMS = "programs"
+MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def keep_programs() -> None:
@@ -19,13 +21,15 @@ def keep_programs() -> None:
 
     Whatever the user told jax stands: ``JAX_COMPILATION_CACHE_DIR`` names another
     place, and ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing. An entry that a
-    killed process left half written is compiled again, with a warning.
+    killed process left half written is compiled again at each start, with a warning,
+    until the folder is deleted, as it may be at any time.
     """
     config: Any = jax.config  # whose attributes no annotation names
     if config.jax_compilation_cache_dir is None:
         folder = cache_directory() / PROGRAMS / processor()
         config.update("jax_compilation_cache_dir", str(folder))
-        config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if MIN_SECONDS not in os.environ:
+            config.update(MIN_SECONDS.lower(), 0.0)
 
 
 def processor() -> str:

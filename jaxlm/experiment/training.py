@@ -149,10 +149,12 @@ def _watched(
 
 
 def reached(records: RunRecords) -> int:
-    """The step of the last training line."""
-    return max(
-        (line["step"] for line in records.read() if line["split"] == "train"), default=0
-    )
+    """The step of the last training line; 0 where the lines cannot be read."""
+    try:
+        lines = records.read()
+    except UserError:
+        return 0
+    return max((line["step"] for line in lines if line["split"] == "train"), default=0)
 
 
 def _train(
@@ -219,7 +221,7 @@ def _train(
                 elapsed=elapsed,
                 stopped=stopped,
             )
-        if int(state.step) < total:
+        if stopped() or int(state.step) < total:
             say(
                 f"stopped and saved at step {int(state.step)} of {total}; started"
                 " again, it goes on"

@@ -20,15 +20,18 @@ from jaxlm.core.types import Outputs
 
 
 def create_stack(
-    make_block: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs
+    make_block: Callable[[nnx.Rngs], nnx.Module], keys: jax.Array
 ) -> nnx.Module:
-    """A block whose every parameter has a leading axis named ``layers``."""
+    """A block whose every parameter has a leading axis named ``layers``.
+
+    ``keys`` are those of its layers, one for each.
+    """
 
     @nnx.vmap(in_axes=0, out_axes=0)
     def create(key: jax.Array) -> nnx.Module:
         return make_block(nnx.Rngs(params=key))
 
-    block = create(jax.random.split(rngs.params(), count))
+    block = create(keys)
     for _, variable in nnx.iter_graph(block):
         if isinstance(variable, nnx.Param):
             axes = variable.get_metadata("axes")

@@ -187,9 +187,11 @@ class Transformer(nnx.Module):
         self.config, self.rules, self.dtype = config, rules, dtype
         self.remat = remat
         self.embeddings = Embeddings(config, rngs)
+        # Drawn at once: new weights, and the head's, do not hang on how depth is cut.
+        keys = jax.random.split(rngs.params(), config.layers)
         for name, layers in stack_names(config.stacks):
-            stack = create_stack(partial(Block, config, rules), len(layers), rngs)
-            setattr(self, name, stack)
+            mine = keys[layers.start : layers.stop]
+            setattr(self, name, create_stack(partial(Block, config, rules), mine))
         if config.pooler:
             self.pooler = Linear(
                 (config.width, config.width),

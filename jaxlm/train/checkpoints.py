@@ -33,7 +33,7 @@ from jaxlm.train.damage import (
 from jaxlm.train.fingerprint import fingerprints
 from jaxlm.train.objective import join as join_params
 from jaxlm.train.retention import Keep, Names, ranked
-from jaxlm.train.saving import Saving
+from jaxlm.train.saving import NotSaved, Saving
 from jaxlm.train.state import State
 
 PARAMS, TRAINING = "params", "training"
@@ -103,9 +103,13 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *rest: object) -> None:
         try:
             self._saving.settle()
+        except NotSaved as problem:
+            if kind is None:
+                raise
+            self._say(str(problem))  # which must not hide why the run ends
         finally:
             self._manager.close()
 
@@ -310,7 +314,7 @@ class Checkpoints:
             name
             for item, part in arrays.items()
             for name, here, there in zip(
-                named(part),
+                sorted(named(part)),
                 np.array(self._fingerprints(part)),
                 np.array(found[item]["fingerprints"]),
                 strict=True,

@@ -63,7 +63,7 @@ class OptimizerConfig:
     clip_norm: float | None = field(
         1.0,
         "greatest global norm of the gradient; none: no clipping",
-        above=0.0,
+        minimum=1e-30,
         maximum=1e30,
     )
     beta1: float = field(0.9, "decay of the first moment", minimum=0.0, below=1.0)
@@ -103,8 +103,9 @@ class CheckpointConfig:
     keep_best: int = field(1, "best checkpoints kept by evaluate.metric", minimum=0)
     on_error: str = field(
         "stop",
-        "where a checkpoint or a record cannot be written, as on a full disk: stop with"
-        " the reason, or say so, go_on and try the next; the last must be written",
+        "where a checkpoint or a record of training cannot be written, as on a full"
+        " disk: stop with the reason, or say so, go_on and try the next; the last must"
+        " be written",
         choices=("stop", "go_on"),
     )
 

@@ -8,17 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core.grouping import named
+
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def fingerprints(tree: Any) -> jax.Array:
-    """u32[leaves]: for each, the sum of its bits times an odd number for each place.
+    """u32[leaves], by name: each the sum of its bits, each place times an odd number.
 
     Arithmetic is modulo 2**32, so the sum does not depend on its order, hence not on
     how the array is split over devices. One changed bit always changes the sum, for an
     odd number times a power of two is never 0 (mod 2**32).
     """
-    return jnp.stack([_fingerprint(leaf) for leaf in jax.tree.leaves(tree)])
+    return jnp.stack([_fingerprint(leaf) for _, leaf in sorted(named(tree).items())])
 
 
 def _fingerprint(leaf: jax.Array) -> jax.Array:

@@ -255,7 +255,7 @@ class Clock:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Add up the seconds for which saves hold training up."""
+        """Add up the seconds for which saves hold training up, in this process."""
         began = time.perf_counter()
         try:
             yield

@@ -1,12 +1,20 @@
 """Depth as one stack or several: names, cutting and joining."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.core.grouping import regroup, regroup_abstract, stack_names
+from jaxlm.core.grouping import (
+    named,
+    regroup,
+    regroup_abstract,
+    regroup_like,
+    stack_names,
+)
 from jaxlm.core.mesh import make_mesh
 
 CUT = ["backbone/layers[0:2]/kernel", "backbone/layers[2:5]/kernel", "head/bias"]
@@ -72,7 +80,7 @@ def test_names_of_another_model_are_refused(deep, names, words):
 
 def test_stacks_that_overlap_are_refused(deep):
     tree = {**deep["backbone"], "layers[3:5]": {"kernel": jnp.ones((2, 4))}}
-    with pytest.raises(ValueError, match="do not follow one another"):
+    with pytest.raises(ValueError, match="overlap"):
         regroup(tree, ["layers/kernel"])
 
 
@@ -89,3 +97,41 @@ def test_a_stack_that_is_cut_keeps_its_sharding_but_for_its_layers(deep):
     assert part.shape == (3, 4)
     assert part.sharding.spec == PartitionSpec(None, "fsdp")
     assert cut["head"]["bias"].sharding.spec == PartitionSpec("fsdp")
+
+
+class Moments(NamedTuple):
+    """As an optimizer's, but with fields that are not in the order of letters."""
+
+    second: dict
+    first: dict
+
+
+def moments_of(*stacks):
+    """Of the layers that a phase trains, which hold their numbers."""
+    tree = {
+        f"layers[{start}:{stop}]": {"kernel": jnp.arange(start, stop)[:, None] * 1.0}
+        for start, stop in stacks
+    }
+    return {"optimizer": (Moments(tree, tree), jnp.int32(3))}
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ([(4, 6)], [(4, 5), (5, 6)]),
+        ([(0, 2), (4, 6)], [(0, 1), (1, 2), (4, 5), (5, 6)]),
+    ],
+)
+def test_moments_of_some_layers_are_regrouped_both_ways(here, there):
+    one, other = moments_of(*here), moments_of(*there)
+    for tree, like in ((one, other), (other, one)):
+        found = regroup_like(tree, like)
+        assert jax.tree.structure(found) == jax.tree.structure(like)
+        expected = named(like)
+        for name, leaf in named(found).items():
+            np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
+def test_moments_of_other_layers_are_refused():
+    with pytest.raises(ValueError, match="are not those of"):
+        regroup_like(moments_of((4, 6)), moments_of((3, 4), (4, 5)))

@@ -19,7 +19,8 @@ print(json.dumps([os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES")]))
 
 
 def run(environment):
-    plain = {name: os.environ[name] for name in os.environ if name != pages.VARIABLE}
+    ours = (pages.VARIABLE, pages.AGAIN)
+    plain = {name: os.environ[name] for name in os.environ if name not in ours}
     arguments = [sys.executable, "-c", PROGRAM, "--text", "two words", ""]
     process = subprocess.Popen(
         arguments, env=plain | environment, stdout=subprocess.PIPE, text=True
@@ -54,6 +55,11 @@ def test_what_the_user_tells_malloc_stands():
     mine = "glibc.malloc.arena_max=3"
     pid, begins, found = run({pages.VARIABLE: mine})
     assert begins == 1 and found == [pid, ["--text", "two words", ""], mine]
+
+
+def test_a_program_whose_variable_is_dropped_does_not_start_for_ever():
+    pid, begins, found = run({pages.AGAIN: "1"})
+    assert begins == 1 and found == [pid, ["--text", "two words", ""], None]
 
 
 def test_huge_pages_are_useful_where_they_must_be_asked_for(asks):

@@ -13,7 +13,7 @@ from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.core.trees import flatten
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Head
-from jaxlm.models.layers import dropout, hashed_bits
+from jaxlm.models.layers import dropout, gelu, hashed_bits
 from jaxlm.models.stacks import rematerialise
 from jaxlm.models.transformer import Transformer
 
@@ -323,3 +323,30 @@ def test_a_mask_does_not_depend_on_how_a_mesh_splits_it():
 def test_no_rate_or_no_key_drops_nothing(rate, key):
     x = jnp.arange(8.0)
     assert dropout(x, rate, key) is x
+
+
+def test_new_weights_and_the_head_s_do_not_hang_on_how_depth_is_cut(tiny_config):
+    def made(splits):
+        config = replace(tiny_config, layers=4, splits=splits)
+        model = functional(
+            lambda rngs: Head(Transformer(config, rngs), "hidden", 3, rngs)
+        )
+        whole = functional(
+            lambda rngs: Head(
+                Transformer(replace(config, splits=()), rngs), "hidden", 3, rngs
+            )
+        )
+        return regroup(jax.jit(model.init)(KEY), flatten(whole.shapes))
+
+    one = flatten(made(()))
+    for splits in ((1, 2, 3), (3,)):
+        for name, leaf in flatten(made(splits)).items():
+            np.testing.assert_array_equal(leaf, one[name], err_msg=name)
+
+
+def test_gelu_in_bf16_is_that_of_fp32_rounded():
+    x = jnp.linspace(-5, 5, 999, dtype=jnp.bfloat16)
+    exact = jax.nn.gelu(x.astype(jnp.float32), approximate=False)
+    found = np.asarray(gelu(x), np.float32)
+    # Half a unit of bf16's 8 bits; and 1 + erf(x) of fp32 where that is all but 0.
+    np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-6)
