@@ -81,7 +81,8 @@ def train(
                 RunRecords(workdir, first, facts, go_on=go_on, say=say) as records,
                 terminable(),
             ):
-                return _watched(run, states, state, workdir, records, say)
+                go = partial(_train, run, states, state, workdir, records, say)
+                return _watched(go, len(run.plan), workdir, records, say)
 
 
 def make_states(run: Prepared) -> States:
@@ -117,23 +118,22 @@ def first_state(run: Prepared, states: States) -> State:
 
 
 def _watched(
-    run: Prepared,
-    states: States,
-    state: State | None,
+    go: Callable[[], dict[str, Any]],
+    total: int,
     workdir: Path,
     records: RunRecords,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """``_train``, whose end stands in status.json however it comes."""
+    """What ``go`` gives; its end stands in status.json however it comes."""
 
     def end(state: Literal["failed", "stopped"], step: int, reason: str) -> None:
         try:
-            records.write_status(state, step, len(run.plan), reason=reason)
+            records.write_status(state, step, total, reason=reason)
         except OSError as problem:  # which must not hide why the run ends
             say(f"{problem.filename} is not written: {problem.strerror}")
 
     try:
-        return _train(run, states, state, workdir, records, say)
+        return go()
     except Diverged as problem:
         end("failed", problem.step, str(problem))
         raise UserError(

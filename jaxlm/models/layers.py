@@ -50,7 +50,7 @@ def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     with each half of the key, and the column with both: two rounds of MurmurHash3's
     32-bit finalizer (Appleby, 2011). Elementwise, so that it fuses into what uses it,
     splits over a mesh without changing, and costs a fraction of ``jax.random.bits``,
-    whose Threefry has thirteen rounds and runs by itself. No generator for what needs
+    whose Threefry has twenty rounds and runs by itself. No generator for what needs
     more than a mask.
     """
     words = jax.random.key_data(key).ravel()

@@ -83,7 +83,7 @@ class Checkpoints:
         decisions: Any = ocp.training.save_decision_policies
         names: Any = Names(self.left_out)
         context: Any = ocp.Context()
-        context.array.saving.use_compression = False  # a tenth of weights, at best
+        context.array.saving.use_compression = False  # slower, for little
 
         def open_manager() -> Any:
             self._check_metrics()

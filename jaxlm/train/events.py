@@ -59,7 +59,7 @@ class _Tensorboard(NamedTuple):
 def _tensorboard() -> _Tensorboard:
     """Imported late, and without torch, which it would import where that is installed.
 
-    That would take seconds and 180 MB, for tensors that we do not have.
+    That would take 180 MB, for tensors that we do not have.
     """
     hidden = "torch" not in sys.modules
     if hidden:
