@@ -81,10 +81,10 @@ def assert_goes_on(workdir, whole, step):
     ("owner", "name", "call", "saved", "number"),
     [
         # Not before the first step, which is compiled: tests/test_kill.py tries during.
-        (training, "compiled_step", 1, 1, signal.SIGTERM),
+        (training, "turns", 1, 1, signal.SIGTERM),
         (Evaluator, "evaluate", 2, 4, signal.SIGINT),  # of step 3, saved itself, too
         (Checkpoints, "save", 1, 3, signal.SIGTERM),  # of step 2
-        other(training, "compiled_step", 1, 1, signal.SIGINT),
+        other(training, "turns", 1, 1, signal.SIGINT),
         other(Evaluator, "evaluate", 2, 4, signal.SIGTERM),
         other(Checkpoints, "save", 1, 3, signal.SIGINT),
     ],

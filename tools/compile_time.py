@@ -19,9 +19,10 @@ from pathlib import Path
 import jax
 
 from jaxlm.core.config import resolve
+from jaxlm.experiment.ahead import compiled_step
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import loader, prepare
-from jaxlm.experiment.training import compiled_step, make_states
+from jaxlm.experiment.training import make_states
 from jaxlm.models.pretrained import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +60,7 @@ def compile_seconds(depth: int, scan: bool) -> float:
         states = make_states(run)
         with jax.set_mesh(run.parts.mesh):
             _, batch = next(loader(run).iterate())
-            step: object = compiled_step(run, states.optimizer)
+            step: object = compiled_step(run, states)
             lowered = step.lower(states.abstract(0), batch)
             began = time.perf_counter()
             lowered.compile()

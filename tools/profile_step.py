@@ -22,9 +22,10 @@ import jax
 
 from jaxlm.core.config import resolve
 from jaxlm.core.pages import ask_for_huge_pages
+from jaxlm.experiment.ahead import compiled_step
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import loader, prepare
-from jaxlm.experiment.training import compiled_step, first_state, make_states
+from jaxlm.experiment.training import first_state, make_states
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM, STEPS = 3, 10
@@ -43,7 +44,7 @@ def main() -> None:
     with jax.set_mesh(run.parts.mesh), tempfile.TemporaryDirectory() as folder:
         state = first_state(run, states)
         batches = [batch for _, batch in islice(loader(run).iterate(), WARM + STEPS)]
-        step: object = compiled_step(run, states.optimizer)
+        step: object = compiled_step(run, states)
         program = step.lower(state, batches[0]).compile()
         for batch in batches[:WARM]:
             state, _ = program(state, batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import os
 import sys
 import tempfile
@@ -35,6 +36,10 @@ TROUBLE = (
     errno.ESTALE,
 )  # fmt: skip
 """Errors that a user's file or disk is to blame for, rather than our code."""
+
+COLLECT_EVERY = 100_000
+"""New objects between two searches for garbage. Python's 700 make it look, while jax
+and the model are loaded and traced, again and again at all that is there to stay."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -134,6 +139,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def run(main: Callable[[list[str]], None]) -> None:
     """Call a door's ``main`` with the command line; end the process if it fails."""
     ask_for_huge_pages()
+    gc.set_threshold(COLLECT_EVERY)
     arguments = sys.argv[1:]
     try:
         main(arguments)

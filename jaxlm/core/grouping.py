@@ -7,6 +7,7 @@ The leaves of a stack have a leading axis of layers and are named after these, a
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -100,6 +101,44 @@ def regroup_like(tree: Any, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [made[name] for name in names])
 
 
+def join_stacks(tree: Any) -> Any:
+    """The arrays of any tree with neighbouring stacks of layers as one.
+
+    Tuples and named tuples are kept. Stacks need not all have the same leaves, nor a
+    leaf all layers: moments are of what a phase trains.
+    """
+    if isinstance(tree, tuple):
+        parts = [join_stacks(part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if not isinstance(tree, Mapping):
+        return tree
+    stacks: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    flat, joined = flatten(tree), {}
+    for name, leaf in flat.items():
+        stack, layers = ungrouped(name)
+        if layers == slice(None):
+            joined[name] = join_stacks(leaf)
+        else:
+            stacks[stack].append((layers.start, layers.stop, name))
+    for stack, found in stacks.items():
+        found.sort()
+        gaps = [
+            after
+            for after, (before, here) in enumerate(itertools.pairwise(found), 1)
+            if before[1] != here[0]
+        ]
+        for first, end in itertools.pairwise([0, *gaps, len(found)]):
+            start, stop = found[first][0], found[end - 1][1]
+            part = f"layers[{start}:{stop}]" if start or gaps else "layers"
+            leaves = [flat[name] for _, _, name in found[first:end]]
+            joined[stack.replace("layers", part)] = _end_to_end(leaves)
+    return unflatten(joined)
+
+
+def _end_to_end(leaves: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
+
+
 def _joined(flat: Mapping[str, Any]) -> dict[str, tuple[list[int], Any]]:
     """By its name in one stack, the layers that a leaf has, in order, and the leaf.
 
@@ -118,9 +157,7 @@ def _joined(flat: Mapping[str, Any]) -> dict[str, tuple[list[int], Any]]:
         numbers = [number for layers, _ in found for number in layers]
         if len(set(numbers)) < len(numbers):
             raise ValueError(f"{stack}: its stacks overlap")
-        leaves = [leaf for _, leaf in found]
-        leaf = jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
-        joined[stack] = numbers, leaf
+        joined[stack] = numbers, _end_to_end([leaf for _, leaf in found])
     return joined
 
 

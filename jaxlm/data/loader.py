@@ -63,7 +63,7 @@ class Loader:
                 while True:
                     room = AHEAD + self.workers - len(queue)
                     for number in itertools.islice(numbers, room):
-                        queue.append(pool.submit(self._make, number))
+                        queue.append(pool.submit(self.make, number))
                     if not queue:
                         return
                     future = queue.popleft()
@@ -74,7 +74,8 @@ class Loader:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _make(self, number: int) -> tuple[PlannedStep, Batch]:
+    def make(self, number: int) -> tuple[PlannedStep, Batch]:
+        """One step of the plan and its batch, on the mesh."""
         step = self.plan[number]
         first = self.process * self.local
         mine = step.rows[first : first + self.local]

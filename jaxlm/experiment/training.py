@@ -16,6 +16,7 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import replicated
 from jaxlm.core.pages import give_back
 from jaxlm.core.programs import keep_programs
+from jaxlm.experiment.ahead import Programs, compile_ahead
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.digests import DIGESTS
 from jaxlm.experiment.ending import finish, show_again
@@ -23,7 +24,6 @@ from jaxlm.experiment.prepare import (
     Prepared,
     describe,
     describe_on_disk,
-    loader,
     phase_line,
     prepare,
 )
@@ -34,14 +34,12 @@ from jaxlm.experiment.workdir import claim, empty
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.loop import Diverged, Due, fit
-from jaxlm.train.objective import task_objective
 from jaxlm.train.optimizer import make_optimizer
 from jaxlm.train.progress import Progress
 from jaxlm.train.recorded import read_status
 from jaxlm.train.records import RunRecords
 from jaxlm.train.schedule import make_schedule
 from jaxlm.train.state import State, States
-from jaxlm.train.step import Step, make_step
 
 
 def train(
@@ -67,6 +65,7 @@ def train(
         with jax.set_mesh(run.parts.mesh):
             states = make_states(run)
             may_resume = not overwrite and (workdir / "checkpoints").exists()
+            programs = compile_ahead(run, states, new=not may_resume)
             state = None if may_resume else first_state(run, states)
             # Only now: a config, or weights, that are refused cost no old run.
             if overwrite and first:
@@ -81,7 +80,9 @@ def train(
                 RunRecords(workdir, first, facts, go_on=go_on, say=say) as records,
                 terminable(),
             ):
-                go = partial(_train, run, states, state, workdir, records, say)
+                go = partial(
+                    _train, run, states, programs, state, workdir, records, say
+                )
                 return _watched(go, len(run.plan), workdir, records, say)
 
 
@@ -160,6 +161,7 @@ def reached(records: RunRecords) -> int:
 def _train(
     run: Prepared,
     states: States,
+    programs: Programs,
     state: State | None,
     workdir: Path,
     records: RunRecords,
@@ -168,7 +170,7 @@ def _train(
     describe(run, say)
     config, parts = run.parts.config, run.parts
     total, headline = len(run.plan), parts.task.headline
-    evaluator = parts.evaluator()
+    evaluator = programs.evaluator
     with Checkpoints(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
@@ -194,7 +196,9 @@ def _train(
         began = time.perf_counter() - elapsed
         records.write_status("running", start, total)
         if not resumed and config.evaluate.at_start:
+            programs.scoring.exception()  # is done; what is wrong, the call says again
             score_before(run, evaluator, state, records, say)
+        programs.training.exception()
         with (
             Progress(
                 total, start_step=start, epochs=len(run.plan.epoch_ends)
@@ -203,15 +207,15 @@ def _train(
         ):
             state = fit(
                 state,
-                compiled_step(run, states.optimizer),
-                loader(run),
+                programs.step,
+                programs.loader,
                 Due(
                     run.plan,
                     config.evaluate,
                     config.checkpoint,
                     config.train.log_every_steps,
                 ),
-                schedule=schedule_of(run),
+                schedule=jax.jit(schedule_of(run)),  # one program, not one for each +
                 evaluate=validate(run, evaluator, records, progress.say),
                 checkpoints=checkpoints,
                 records=records,
@@ -228,14 +232,6 @@ def _train(
             )
             raise stopped.error()
         return finish(run, state, checkpoints, evaluator, records, began, say)
-
-
-def compiled_step(run: Prepared, optimizer: optax.GradientTransformation) -> Step:
-    """The step of the run's task, compiled when it is first taken in a phase."""
-    parts = run.parts
-    objective = task_objective(parts.task, parts.model.apply)
-    step = make_step(objective, optimizer, parts.config.train.accumulation)
-    return jax.jit(step, donate_argnums=0)
 
 
 def score_before(

@@ -37,6 +37,8 @@ from jaxlm.train.phases import cuts, parse_phases
 
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
 LABELS = "labels.json"
+HEAD = 2**31 - 1
+"""Beyond the numbers that a backbone draws."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def make_parts(
     )
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
-        return task.build(backbone(rngs), rngs)
+        return task.build(backbone(rngs), head_rngs(rngs))
 
     model = functional(make)
     placed = rules.shardings(mesh, model.axes, model.shapes)
@@ -207,10 +209,17 @@ def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
     backbone = load_weights(fitted, shapes.pop(BACKBONE), placed.pop(BACKBONE))
 
     def head(key: jax.Array) -> Params:
-        params = parts.model.init(key)
+        body: Any = parts.model.skeleton
+        rngs = head_rngs(nnx.Rngs(params=key))
+        params = nnx.to_pure_dict(nnx.state(parts.task.build(body.backbone, rngs)))
         return {name: params[name] for name in shapes}
 
     return {BACKBONE: backbone, **jax.jit(head, out_shardings=placed)(key)}
+
+
+def head_rngs(rngs: nnx.Rngs) -> nnx.Rngs:
+    """What a head draws from: the same, however much its backbone draws, or nothing."""
+    return nnx.Rngs(params=jax.random.fold_in(rngs.params.key[...], HEAD))
 
 
 def load_records(

@@ -17,13 +17,15 @@ class Model:
     """A model without its parameters.
 
     ``shapes`` and ``axes`` are trees like the params: a ``jax.ShapeDtypeStruct`` and
-    the logical axis names of every leaf.
+    the logical axis names of every leaf. ``skeleton`` is the module, with shapes in
+    the place of arrays.
     """
 
     apply: Apply
     init: Callable[[jax.Array], Params]
     shapes: Params
     axes: dict[str, Any]
+    skeleton: nnx.Module
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
@@ -32,7 +34,8 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     Nothing is computed here: shapes come from ``nnx.eval_shape``. ``init(key)`` may be
     jitted with output shardings, so that parameters are born where they live.
     """
-    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
+    skeleton = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
+    graph, state = nnx.split(skeleton)
 
     def apply(
         params: Params,
@@ -58,4 +61,5 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         state,
         is_leaf=lambda node: isinstance(node, nnx.Variable),
     )
-    return Model(apply, init, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
+    shapes, axes = nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+    return Model(apply, init, shapes, axes, skeleton)

@@ -19,10 +19,9 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from jaxlm.core.errors import UserError
-from jaxlm.core.grouping import named, regroup_like
+from jaxlm.core.grouping import join_stacks, named, regroup_like
 from jaxlm.train.damage import (
     DAMAGED,
     attempt,
@@ -73,6 +72,8 @@ class Checkpoints:
         go_on: bool = False,
         say: Callable[[str], None] = _complain,
     ):
+        from orbax.checkpoint import v1 as ocp  # late: slow, and the step compiles
+
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # we report by ourselves
         self.directory, self.score, self._clean = directory, score, clean
         self._say = say
@@ -143,10 +144,10 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        items = {
-            name: {"arrays": part, "fingerprints": self._fingerprints(part)}
-            for name, part in split(state).items()
-        }
+        items = {}
+        for name, part in split(state).items():
+            arrays, marks = pack(part)
+            items[name] = {"arrays": arrays, "fingerprints": marks}
         self._saving.begin(step, items, numbers_with_checksum(metrics or {}) or None)
 
     def wait(self) -> None:
@@ -328,6 +329,24 @@ class Checkpoints:
     def _rank(self, metrics: Any) -> float:
         value = self.score(metrics) if metrics else None
         return -math.inf if value is None or math.isnan(value) else value
+
+
+@jax.jit
+def pack(part: Any) -> tuple[Any, jax.Array]:
+    """An item as it is written, and the fingerprints of its arrays.
+
+    Every array costs a save its Python and its locks, which a CPU's steps wait for:
+    there, stacks of layers are joined. Elsewhere that would take the device's memory.
+    """
+    if jax.default_backend() == "cpu":
+        part = join_stacks(part)
+    return part, fingerprints(part)
+
+
+def compile_pack(state: State) -> None:
+    """Compile what a save calls; ``state`` is one of shapes, as ``States.abstract``."""
+    for part in split(state).values():
+        pack.lower(part).compile()
 
 
 def split(state: State) -> dict[str, Any]:

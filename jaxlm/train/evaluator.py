@@ -95,6 +95,29 @@ class Evaluator:
         """Predictions in the order of the records, which need no labels."""
         return self._predict(params, data, {})
 
+    def compile(self, params: Params, data: Dataset) -> None:
+        """Compile what the first batch of a data set runs; ``params`` may be shapes."""
+        _, batch = self._loader(data).make(0)
+        self._run.lower(params, batch).compile()
+
+    def _loader(self, data: Dataset) -> Loader:
+        plan = plan_once(
+            data.lengths,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            packing=self.packing,
+        )
+        return Loader(
+            data.windows,
+            plan,
+            batch_size=self.batch_size,
+            segments=-(-most_segments(plan) // 8) * 8 if self.packing else 1,
+            fills=self.task.fills,
+            place=self.place,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+
     def _predict(
         self, params: Params, data: Dataset, totals: dict[str, np.ndarray]
     ) -> list[Prediction]:
@@ -113,24 +136,8 @@ class Evaluator:
         self, params: Params, data: Dataset, totals: dict[str, np.ndarray]
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Every window with its outputs; one batch runs while another is decoded."""
-        plan = plan_once(
-            data.lengths,
-            batch_size=self.batch_size,
-            max_length=self.max_length,
-            packing=self.packing,
-        )
-        loader = Loader(
-            data.windows,
-            plan,
-            batch_size=self.batch_size,
-            segments=-(-most_segments(plan) // 8) * 8 if self.packing else 1,
-            fills=self.task.fills,
-            place=self.place,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-        )
         waiting: tuple[PlannedStep, Any] | None = None
-        for step, batch in loader.iterate():
+        for step, batch in self._loader(data).iterate():
             results = self._run(params, batch)
             if waiting:
                 yield from self._cut(*waiting, data, totals)

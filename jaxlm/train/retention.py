@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orbax.checkpoint import path as paths
-
 from jaxlm.core.errors import UserError
 from jaxlm.train.damage import DAMAGED
 
@@ -34,6 +32,8 @@ class Names:
     """Orbax's format of step names, but for steps that are left out."""
 
     def __init__(self, left_out: Mapping[int, str]):
+        from orbax.checkpoint import path as paths  # late, as in Checkpoints
+
         self._left_out, self._format = left_out, paths.step.standard_name_format()
 
     def __getattr__(self, name: str) -> Any:

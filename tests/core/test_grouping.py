@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.core.grouping import (
+    join_stacks,
     named,
     regroup,
     regroup_abstract,
@@ -135,3 +136,38 @@ def test_moments_of_some_layers_are_regrouped_both_ways(here, there):
 def test_moments_of_other_layers_are_refused():
     with pytest.raises(ValueError, match="are not those of"):
         regroup_like(moments_of((4, 6)), moments_of((3, 4), (4, 5)))
+
+
+def rows(first, last):
+    return jnp.arange(float(first), last)[:, None] * jnp.ones((1, 3))
+
+
+def test_neighbouring_stacks_are_joined_in_the_order_of_their_layers():
+    tree = {f"layers[{n}:{n + 1}]": {"kernel": rows(n, n + 1)} for n in range(12)}
+    joined = join_stacks({"body": tree, "bias": jnp.ones(2)})
+    assert set(joined) == {"body", "bias"}
+    assert set(joined["body"]) == {"layers"}
+    assert joined["body"]["layers"]["kernel"][:, 0].tolist() == list(range(12))
+
+
+def test_joined_stacks_keep_the_numbers_of_layers_that_are_not_all():
+    tree = {
+        "layers[2:4]": {"kernel": rows(2, 4), "bias": rows(2, 4)},
+        "layers[4:5]": {"kernel": rows(4, 5)},
+        "layers[7:8]": {"kernel": rows(7, 8), "bias": rows(7, 8)},
+    }
+    joined = join_stacks(tree)
+    assert {name: set(part) for name, part in joined.items()} == {
+        "layers[2:5]": {"kernel"},
+        "layers[2:4]": {"bias"},
+        "layers[7:8]": {"kernel", "bias"},
+    }
+    assert joined["layers[2:5]"]["kernel"][:, 0].tolist() == [2, 3, 4]
+
+
+def test_joining_stacks_keeps_the_tuples_of_moments():
+    joined = join_stacks(moments_of((0, 1), (1, 3)))
+    moments, count = joined["optimizer"]
+    assert (type(moments), int(count)) == (Moments, 3)
+    for part in moments:
+        assert part["layers"]["kernel"][:, 0].tolist() == [0, 1, 2]

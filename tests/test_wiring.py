@@ -1,0 +1,40 @@
+"""From a config to objects: what a head begins as."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.core.mesh import make_mesh
+from jaxlm.core.trees import flatten
+from jaxlm.experiment.wiring import BACKBONE, make_parts, new_params
+from jaxlm.models.pretrained import open_checkpoint
+from tests.small_runs import config
+
+
+def new_heads(source, **changes):
+    """The leaves of a head, by name: on loaded weights, and of a model all new."""
+    made = config(model__pretrained=str(source), **changes)
+    checkpoint = open_checkpoint(str(source))
+    mesh = make_mesh(made.mesh.sizes)[0]
+    parts = make_parts(made, mesh, checkpoint.directory, ("LOC", "PER"))
+    with jax.set_mesh(mesh):
+        loaded = new_params(parts, checkpoint)
+        new = parts.model.init(jax.random.key(made.seed))
+    del loaded[BACKBONE], new[BACKBONE]
+    return flatten(loaded), flatten(new)
+
+
+@pytest.mark.parametrize("changes", [{}, {"model__scan": True}, {"mesh__fsdp": 2}])
+def test_a_head_on_loaded_weights_is_that_of_a_new_model(minilm, changes):
+    loaded, new = new_heads(minilm, **{"mesh__data": 1} | changes)
+    assert loaded.keys() == new.keys()
+    for name in new:
+        # The same bits of the key; another program may round what is made of them.
+        np.testing.assert_allclose(loaded[name], new[name], rtol=1e-6, err_msg=name)
+
+
+def test_another_seed_begins_with_another_head(minilm):
+    one, other = (new_heads(minilm, mesh__data=1, seed=seed)[0] for seed in (0, 1))
+    same = {name for name in one if np.array_equal(one[name], other[name])}
+    assert same < set(one)
+    assert all(name.endswith("bias") for name in same)
