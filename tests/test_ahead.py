@@ -31,6 +31,7 @@ def compiled():
             ahead = thread is not threading.main_thread()
             programs[fun_name, ahead] += 1
 
+    jax.clear_caches()  # of the tests before, which may have had the same program
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield programs
     jax.monitoring.unregister_event_duration_listener(listen)

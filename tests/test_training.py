@@ -106,7 +106,7 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(tmp_path):
 
 
 def test_a_run_that_diverges_says_so_in_one_line(tmp_path, monkeypatch):
-    from jaxlm.experiment import training
+    from jaxlm.experiment import ahead
 
     def broken(task, apply):
         objective = original(task, apply)
@@ -121,8 +121,8 @@ def test_a_run_that_diverges_says_so_in_one_line(tmp_path, monkeypatch):
 
         return losses
 
-    original = training.task_objective
-    monkeypatch.setattr(training, "task_objective", broken)
+    original = ahead.task_objective
+    monkeypatch.setattr(ahead, "task_objective", broken)
     changes = {"mesh__data": 1, "train__steps": 8, "checkpoint__every_steps": 2}
     with pytest.raises(UserError, match="the loss is nan by step 5") as caught:
         train(config(**changes), tmp_path, say=quietly)

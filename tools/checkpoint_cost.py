@@ -50,13 +50,14 @@ def show(lines: list[dict]) -> None:
         for save in saves
         for number in range(1, AFTER + 1)
     )
-    held = max(line["save_seconds"] for line in lines)
-    whole = sum(took.values())
+    held = max(line["save_seconds"] for line in lines) / len(saves)
+    slower /= len(saves)
+    between = middle * EVERY / LINE
     waits = statistics.median(line["input_wait"] for line in lines)
     print(
-        f"{len(saves)} checkpoints in {whole:.1f} s of training: held up {held:.2f} s"
-        f" ({held / whole:.2%}), slower after them {slower:+.2f} s"
-        f" ({slower / whole:+.2%}), together {(held + slower) / whole:.2%}"
+        f"a checkpoint holds training up for {held:.2f} s, and the {AFTER * LINE} steps"
+        f" after it are slower by {slower:+.2f} s: {(held + slower) / between:.2%} of"
+        f" the {between:.1f} s that {EVERY} steps take ({len(saves)} checkpoints)"
     )
     print(f"input wait, median of lines: {waits:.2%}")
 
