@@ -39,7 +39,7 @@ def compiled():
 
 def of_the_run(programs):
     """Those that a run calls again and again."""
-    wanted = ("jit(step)", "jit(run)", "jit(pack)")
+    wanted = ("jit(step)", "jit(run)", "jit(copied)")
     return {key: count for key, count in programs.items() if key[0] in wanted}
 
 
@@ -54,7 +54,7 @@ def test_step_scores_and_saves_are_compiled_ahead_once(compiled, tmp_path):
     assert of_the_run(compiled) == {
         ("jit(step)", True): 1,
         ("jit(run)", True): 1,
-        ("jit(pack)", True): 2,  # parameters, and the rest of the state
+        ("jit(copied)", True): 2,  # parameters, and the rest of the state
     }
 
 

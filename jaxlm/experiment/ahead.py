@@ -10,9 +10,10 @@ import jax
 
 from jaxlm.data.loader import Loader
 from jaxlm.experiment.prepare import Prepared, loader
-from jaxlm.train.checkpoints import compile_pack
+from jaxlm.train.checkpoints import split
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.objective import task_objective
+from jaxlm.train.staging import compile_staging
 from jaxlm.train.state import States
 from jaxlm.train.step import Step, make_step
 
@@ -42,9 +43,9 @@ def compile_ahead(run: Prepared, states: States, *, new: bool) -> Programs:
     known = new or len(run.phases.begins) == 1
 
     def score() -> None:
-        for split in ("validation", "test"):
-            if new and run.parts.config.evaluate.at_start and split in run.data:
-                evaluator.compile(run.parts.abstract_params, run.data[split])
+        for part in ("validation", "test"):
+            if new and run.parts.config.evaluate.at_start and part in run.data:
+                evaluator.compile(run.parts.abstract_params, run.data[part])
 
     def train() -> None:
         if known:
@@ -53,7 +54,7 @@ def compile_ahead(run: Prepared, states: States, *, new: bool) -> Programs:
 
     def save() -> None:
         if known:
-            compile_pack(states.abstract(0))
+            compile_staging(split(states.abstract(0)))
 
     def on_mesh(compile: Callable[[], None]) -> None:
         with jax.set_mesh(run.parts.mesh):  # which is this thread's own

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from jaxlm.core.errors import UserError
-from jaxlm.core.grouping import join_stacks, named, regroup_like
+from jaxlm.core.grouping import named, regroup_like
 from jaxlm.train.damage import (
     DAMAGED,
     attempt,
@@ -29,10 +29,10 @@ from jaxlm.train.damage import (
     metrics_problem,
     numbers_with_checksum,
 )
-from jaxlm.train.fingerprint import fingerprints
 from jaxlm.train.objective import join as join_params
 from jaxlm.train.retention import Keep, Names, ranked
 from jaxlm.train.saving import NotSaved, Saving
+from jaxlm.train.staging import Staging, marked
 from jaxlm.train.state import State
 
 PARAMS, TRAINING = "params", "training"
@@ -99,7 +99,7 @@ class Checkpoints:
 
         open_steadily = partial(self._steadily, open_manager)
         self._saving = Saving(open_steadily, directory, go_on, say)
-        self._fingerprints = jax.jit(fingerprints)
+        self._staging = Staging()
 
     def __enter__(self) -> Self:
         return self
@@ -144,10 +144,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        items = {}
-        for name, part in split(state).items():
-            arrays, marks = pack(part)
-            items[name] = {"arrays": arrays, "fingerprints": marks}
+        self._saving.settle()
+        items = self._staging.stage(split(state), int(state.phase))
         self._saving.begin(step, items, numbers_with_checksum(metrics or {}) or None)
 
     def wait(self) -> None:
@@ -316,7 +314,7 @@ class Checkpoints:
             for item, part in arrays.items()
             for name, here, there in zip(
                 sorted(named(part)),
-                np.array(self._fingerprints(part)),
+                np.array(marked(part)),
                 np.array(found[item]["fingerprints"]),
                 strict=True,
             )
@@ -329,24 +327,6 @@ class Checkpoints:
     def _rank(self, metrics: Any) -> float:
         value = self.score(metrics) if metrics else None
         return -math.inf if value is None or math.isnan(value) else value
-
-
-@jax.jit
-def pack(part: Any) -> tuple[Any, jax.Array]:
-    """An item as it is written, and the fingerprints of its arrays.
-
-    Every array costs a save its Python and its locks, which a CPU's steps wait for:
-    there, stacks of layers are joined. Elsewhere that would take the device's memory.
-    """
-    if jax.default_backend() == "cpu":
-        part = join_stacks(part)
-    return part, fingerprints(part)
-
-
-def compile_pack(state: State) -> None:
-    """Compile what a save calls; ``state`` is one of shapes, as ``States.abstract``."""
-    for part in split(state).values():
-        pack.lower(part).compile()
 
 
 def split(state: State) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Saving:
     def begin(self, step: int, items: Mapping[str, Any], metrics: Any) -> None:
         """Save, as soon as the save before is done."""
         self.settle()  # Orbax, too, waits for it
-        give_back()  # what is copied next would stand beside it
+        give_back()  # or it would stand beside what a save takes
         self._failed = None
 
         def begin() -> None:
