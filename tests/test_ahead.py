@@ -38,8 +38,8 @@ def compiled():
 
 
 def of_the_run(programs):
-    """Those that a run calls again and again."""
-    wanted = ("jit(step)", "jit(run)", "jit(copied)")
+    """Those that a run waits for."""
+    wanted = ("jit(step)", "jit(run)")
     return {key: count for key, count in programs.items() if key[0] in wanted}
 
 
@@ -49,12 +49,11 @@ def stop_at_first_save(made, workdir):
         train(made, workdir, say=quietly)
 
 
-def test_step_scores_and_saves_are_compiled_ahead_once(compiled, tmp_path):
+def test_step_and_scores_are_compiled_ahead_once(compiled, tmp_path):
     train(config(train__steps=4, **SCORED), tmp_path, say=quietly)
     assert of_the_run(compiled) == {
         ("jit(step)", True): 1,
         ("jit(run)", True): 1,
-        ("jit(copied)", True): 2,  # parameters, and the rest of the state
     }
 
 

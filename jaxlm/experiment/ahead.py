@@ -10,10 +10,8 @@ import jax
 
 from jaxlm.data.loader import Loader
 from jaxlm.experiment.prepare import Prepared, loader
-from jaxlm.train.checkpoints import split
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.objective import task_objective
-from jaxlm.train.staging import compile_staging
 from jaxlm.train.state import States
 from jaxlm.train.step import Step, make_step
 
@@ -40,7 +38,6 @@ def compile_ahead(run: Prepared, states: States, *, new: bool) -> Programs:
     """
     step, batches = compiled_step(run, states), loader(run)
     evaluator = run.parts.evaluator()
-    known = new or len(run.phases.begins) == 1
 
     def score() -> None:
         for part in ("validation", "test"):
@@ -48,20 +45,16 @@ def compile_ahead(run: Prepared, states: States, *, new: bool) -> Programs:
                 evaluator.compile(run.parts.abstract_params, run.data[part])
 
     def train() -> None:
-        if known:
+        if new or len(run.phases.begins) == 1:
             _, batch = batches.make(0)
             step.lower(states.abstract(0), batch).compile()
-
-    def save() -> None:
-        if known:
-            compile_staging(split(states.abstract(0)))
 
     def on_mesh(compile: Callable[[], None]) -> None:
         with jax.set_mesh(run.parts.mesh):  # which is this thread's own
             compile()
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-    scoring, training, _ = (pool.submit(on_mesh, part) for part in (score, train, save))
+    scoring, training = (pool.submit(on_mesh, part) for part in (score, train))
     pool.shutdown(wait=False)
     return Programs(step, batches, evaluator, scoring, training)
 

@@ -214,7 +214,19 @@ def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
         params = nnx.to_pure_dict(nnx.state(parts.task.build(body.backbone, rngs)))
         return {name: params[name] for name in shapes}
 
-    return {BACKBONE: backbone, **jax.jit(head, out_shardings=placed)(key)}
+    born = jax.jit(head, out_shardings=placed, compiler_options=hasty())
+    return {BACKBONE: backbone, **born(key)}
+
+
+def hasty() -> dict[str, Any] | None:
+    """Options for a program that is run once.
+
+    On a CPU, LLVM takes a second or two to optimise the random bits of a small matrix,
+    which are drawn in no time either way.
+    """
+    if jax.default_backend() == "cpu":
+        return {"xla_backend_optimization_level": 0}
+    return None
 
 
 def head_rngs(rngs: nnx.Rngs) -> nnx.Rngs:

@@ -41,16 +41,6 @@ class Staging:
         return staged
 
 
-def compile_staging(items: Mapping[str, Any]) -> None:
-    """Compile what ``stage`` calls; items of ``jax.ShapeDtypeStruct`` do."""
-    for item in items.values():
-        if on_cpu():
-            room = jax.eval_shape(join_stacks, item) if alone(item) else None
-            copied.lower(item, room).compile()
-        else:
-            marked.lower(item).compile()
-
-
 marked = jax.jit(fingerprints)
 
 
