@@ -154,7 +154,7 @@ def start(flags: argparse.Namespace) -> None:
     """Seconds from the command to the end of the first optimizer step."""
     for scored in (False, True):
         word = "scored" if scored else "plain"
-        for number in range(START.seeds):
+        for number in range(ROUNDS):
             with tempfile.TemporaryDirectory() as folder:
                 cache = Path(folder)
                 (cache / "pypi").symlink_to(cache_directory() / "pypi")
