@@ -57,7 +57,8 @@ def show(lines: list[dict]) -> None:
     print(
         f"a checkpoint holds training up for {later:.2f} s, and the {AFTER * LINE}"
         f" steps after it are slower by {slower:+.2f} s:"
-        f" {(later + slower) / between:.2%} of the {between:.1f} s that {EVERY} steps take (mean of {len(saves)});"
+        f" {(later + slower) / between:.2%} of the {between:.1f} s that {EVERY} steps"
+        f" take (mean of {len(saves)});"
         f" the first holds it up for {held[first + LINE]:.2f} s"
     )
     print(f"input wait, median of lines: {waits:.2%}")
