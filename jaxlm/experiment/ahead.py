@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -20,41 +21,40 @@ from jaxlm.train.step import Step, make_step
 class Programs:
     """The step and the evaluator of a run, and the batches.
 
-    ``scoring`` and ``training`` are done when their first call has nothing left to
+    When ``scoring`` and ``training`` are done, their first call has nothing left to
     compile. Of what went wrong there, that call says it again.
     """
 
     step: Step
     loader: Loader
     evaluator: Evaluator
-    scoring: Future[None]
-    training: Future[None]
+    scoring: Sequence[Future[Any]]
+    training: Sequence[Future[Any]]
 
 
 def compile_ahead(run: Prepared, states: States, *, new: bool) -> Programs:
     """Begin to compile, in a thread, what the run is to call first.
 
-    Where a run is not ``new``, the phase that it is in is not known yet.
+    Where a run is not ``new``, the phase that it is in is not known yet. Tracing is
+    done here: it is Python, of which two threads run no faster.
     """
     step, batches = compiled_step(run, states), loader(run)
     evaluator = run.parts.evaluator()
 
-    def score() -> None:
-        for part in ("validation", "test"):
-            if new and run.parts.config.evaluate.at_start and part in run.data:
-                evaluator.compile(run.parts.abstract_params, run.data[part])
-
-    def train() -> None:
-        if new or len(run.phases.begins) == 1:
-            _, batch = batches.make(0)
-            step.lower(states.abstract(0), batch).compile()
-
-    def on_mesh(compile: Callable[[], None]) -> None:
-        with jax.set_mesh(run.parts.mesh):  # which is this thread's own
-            compile()
+    def compile(lowered: jax.stages.Lowered) -> None:
+        with jax.set_mesh(run.parts.mesh):  # is this thread's own, and in jax's key
+            lowered.compile()
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-    scoring, training = (pool.submit(on_mesh, part) for part in (score, train))
+    scoring, training = list[Future[Any]](), list[Future[Any]]()
+    for split in ("validation", "test"):
+        if new and run.parts.config.evaluate.at_start and split in run.data:
+            lowered = evaluator.lower(run.parts.abstract_params, run.data[split])
+            scoring.append(pool.submit(compile, lowered))
+    if new or len(run.phases.begins) == 1:
+        _, batch = batches.make(0)
+        lowered = step.lower(states.abstract(0), batch)
+        training.append(pool.submit(compile, lowered))
     pool.shutdown(wait=False)
     return Programs(step, batches, evaluator, scoring, training)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -196,9 +197,9 @@ def _train(
         began = time.perf_counter() - elapsed
         records.write_status("running", start, total)
         if not resumed and config.evaluate.at_start:
-            programs.scoring.exception()  # is done; what is wrong, the call says again
+            wait(programs.scoring)
             score_before(run, evaluator, state, records, say)
-        programs.training.exception()
+        wait(programs.training)
         with (
             Progress(
                 total, start_step=start, epochs=len(run.plan.epoch_ends)

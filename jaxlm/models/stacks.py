@@ -9,6 +9,7 @@ of their stack counts, as on a CPU. The dropout keys are the same.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -55,18 +56,34 @@ def run_stack(
     the blocks collect comes back as ``[layers, B, ...]`` by its name.
     """
     graph, params = nnx.split(stack)
-
-    def layer(x: jax.Array, number: jax.Array, params: Any) -> Any:
-        layer_key = None if key is None else jax.random.fold_in(key, number)
-        return nnx.merge(graph, params)(x, bias, layer_key, collect)
-
-    layer = rematerialise(layer, remat)
+    layer = layer_function(graph, remat, tuple(collect))
     numbers = jnp.arange(layers.start, layers.stop)
     if len(layers) == 1:
         only = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), params)
-        x, found = layer(x, numbers[0], only)
+        x, found = layer(x, numbers[0], only, bias, key)
         return x, jax.tree.map(lambda value: value[None], found)
-    return jax.lax.scan(lambda x, each: layer(x, *each), x, (numbers, params))
+    return jax.lax.scan(
+        lambda x, each: layer(x, *each, bias, key), x, (numbers, params)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def layer_function(
+    graph: nnx.GraphDef[Any], remat: str, collect: tuple[str, ...]
+) -> Callable[..., Any]:
+    """A layer as a function, one for all layers that are alike: jax traces it once."""
+
+    def layer(
+        x: jax.Array,
+        number: jax.Array,
+        params: Any,
+        bias: jax.Array,
+        key: jax.Array | None,
+    ) -> Any:
+        layer_key = None if key is None else jax.random.fold_in(key, number)
+        return nnx.merge(graph, params)(x, bias, layer_key, collect)
+
+    return jax.jit(rematerialise(layer, remat))
 
 
 def rematerialise(function: Callable[..., Any], remat: str) -> Callable[..., Any]:

@@ -95,10 +95,10 @@ class Evaluator:
         """Predictions in the order of the records, which need no labels."""
         return self._predict(params, data, {})
 
-    def compile(self, params: Params, data: Dataset) -> None:
-        """Compile what the first batch of a data set runs; ``params`` may be shapes."""
+    def lower(self, params: Params, data: Dataset) -> jax.stages.Lowered:
+        """What the first batch of a data set runs; ``params`` may be shapes."""
         _, batch = self._loader(data).make(0)
-        self._run.lower(params, batch).compile()
+        return self._run.lower(params, batch)
 
     def _loader(self, data: Dataset) -> Loader:
         plan = plan_once(
