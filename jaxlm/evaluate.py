@@ -79,4 +79,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    door.start(main)

@@ -62,4 +62,4 @@ def default_workdir(spec: str) -> Path:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    door.start(main)

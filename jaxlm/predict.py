@@ -134,4 +134,4 @@ def show(prediction: dict[str, Any], task: Any, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    door.start(main)

@@ -1,14 +1,18 @@
 """What is compiled ahead is what the run then calls, and nothing is compiled twice."""
 
+import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 
 import jax
 import pytest
 
-from jaxlm.core.errors import UserError
 from jaxlm.experiment.training import train
 from jaxlm.train.checkpoints import Checkpoints
 from tests.small_runs import config, quietly
@@ -78,12 +82,63 @@ def test_the_step_of_a_phase_that_is_not_known_yet_is_compiled_when_it_is(
     assert compiled["jit(step)", False] == 1
 
 
-def test_weights_that_are_refused_end_a_run_while_it_compiles(tmp_path, minilm):
+def test_a_new_run_in_phases_compiles_the_first_ahead(compiled, tmp_path):
+    phases = {"model__scan": True, "train__phases": "head@1step,all"}
+    train(config(train__steps=2, **phases), tmp_path, say=quietly)
+    assert compiled["jit(step)", True] == compiled["jit(step)", False] == 1
+
+
+def test_a_run_that_goes_on_unpacked_does_not_compile_rows_of_another_length(
+    compiled, tmp_path
+):
+    made = config(train__steps=4, checkpoint__every_steps=2, data__packing=False)
+    stop_at_first_save(made, tmp_path)
+    compiled.clear()
+    train(made, tmp_path, say=quietly)
+    assert ("jit(step)", True) not in compiled
+
+
+def test_what_fails_while_compiling_ahead_is_left_to_the_call(tmp_path, monkeypatch):
+    calls = []
+
+    def fail(self, **options):
+        if threading.current_thread() is not threading.main_thread():
+            calls.append(self)
+            raise RuntimeError("no compiler today")
+        return original(self, **options)
+
+    original = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
+    assert train(config(train__steps=2), tmp_path, say=quietly)["step"] == 2
+    assert calls
+
+
+def test_weights_that_are_refused_end_the_process_while_it_compiles(tmp_path, minilm):
     broken = tmp_path / "model"
     shutil.copytree(minilm, broken)
-    weights = broken / "model.safetensors"
-    weights.chmod(0o644)
-    weights.write_bytes(weights.read_bytes()[:-4])
-    with pytest.raises(UserError, match="model.safetensors"):
-        train(config(model__pretrained=str(broken)), tmp_path / "run", say=quietly)
+    spoil(broken / "model.safetensors", "embeddings.LayerNorm.weight")
+    flags = ["--config=configs/ner.py", f"--config.model.pretrained={broken}"]
+    command = [sys.executable, "-u", "-m", "jaxlm.main", *flags]
+    cache = tmp_path / "cache"
+    with subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        env=os.environ | {"JAXLM_CACHE": str(cache)},
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as door:  # fmt: skip
+        said = next(line for line in door.stderr if line.startswith("error:"))
+        began = time.monotonic()
+        assert door.wait() == 2
+    assert "embeddings.LayerNorm.weight" in said
+    # Compiling, into an empty cache, takes several seconds more.
+    assert time.monotonic() - began < 2
     assert not (tmp_path / "run").exists()
+
+
+def spoil(weights, name):
+    """Make a number of a tensor NaN."""
+    weights.chmod(0o644)
+    data = bytearray(weights.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    begin = json.loads(data[8 : 8 + header])[name]["data_offsets"][0] + 8 + header
+    data[begin : begin + 4] = b"\x00\x00\xc0\x7f"
+    weights.write_bytes(data)

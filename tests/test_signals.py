@@ -80,7 +80,7 @@ def assert_goes_on(workdir, whole, step):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "saved", "number"),
     [
-        # Not before the first step, which is compiled: tests/test_kill.py tries during.
+        # Not while its step is compiled: tests/test_kill.py tries that.
         (training, "turns", 1, 1, signal.SIGTERM),
         (Evaluator, "evaluate", 2, 4, signal.SIGINT),  # of step 3, saved itself, too
         (Checkpoints, "save", 1, 3, signal.SIGTERM),  # of step 2

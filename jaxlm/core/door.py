@@ -38,8 +38,8 @@ TROUBLE = (
 """Errors that a user's file or disk is to blame for, rather than our code."""
 
 COLLECT_EVERY = 100_000
-"""New objects between two searches for garbage. Python's 700 make it look, while jax
-and the model are loaded and traced, again and again at all that is there to stay."""
+"""New objects between two searches for garbage. With Python's default it looks, while
+jax and the model are loaded and traced, again and again at what is there to stay."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -134,6 +134,22 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             rest.append(argument)
             waiting = False
     return overrides, rest
+
+
+def start(main: Callable[[list[str]], None]) -> None:
+    """``run`` a program that ends at once where it fails.
+
+    Python would wait for what is still compiled in another thread, for nobody, and
+    whoever told the process to stop would kill it meanwhile.
+    """
+    try:
+        run(main)
+    except SystemExit as end:
+        if not isinstance(end.code, int) or end.code == 0:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -131,7 +131,9 @@ def join_stacks(tree: Any) -> Any:
             start, stop = found[first][0], found[end - 1][1]
             part = f"layers[{start}:{stop}]" if start or gaps else "layers"
             leaves = [flat[name] for _, _, name in found[first:end]]
-            joined[stack.replace("layers", part)] = _end_to_end(leaves)
+            name = stack.split("/")
+            name[name.index("layers")] = part
+            joined["/".join(name)] = _end_to_end(leaves)
     return unflatten(joined)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,8 @@ from jaxlm.train.step import Step, make_step
 class Programs:
     """The step and the evaluator of a run, and the batches.
 
-    When ``scoring`` and ``training`` are done, their first call has nothing left to
-    compile. Of what went wrong there, that call says it again.
+    ``scoring`` and ``training`` is what of them is compiled ahead. An error there is
+    dropped: the call itself meets it again, if it matters.
     """
 
     step: Step
@@ -32,12 +33,15 @@ class Programs:
     training: Sequence[Future[Any]]
 
 
-def compile_ahead(run: Prepared, states: States, *, new: bool) -> Programs:
+@contextmanager
+def compile_ahead(run: Prepared, states: States, *, new: bool) -> Iterator[Programs]:
     """Begin to compile, in a thread, what the run is to call first.
 
-    Where a run is not ``new``, the phase that it is in is not known yet. Tracing is
-    done here: it is Python, of which two threads run no faster.
+    Where a run is not ``new``, its step is not known yet, hence neither its phase nor,
+    unless it packs, the shape of its rows. Tracing is done here: it is Python, of which
+    two threads run no faster.
     """
+    config, alone = run.parts.config, len(run.phases.begins) == 1
     step, batches = compiled_step(run, states), loader(run)
     evaluator = run.parts.evaluator()
 
@@ -48,15 +52,17 @@ def compile_ahead(run: Prepared, states: States, *, new: bool) -> Programs:
     pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
     scoring, training = list[Future[Any]](), list[Future[Any]]()
     for split in ("validation", "test"):
-        if new and run.parts.config.evaluate.at_start and split in run.data:
+        if new and config.evaluate.at_start and split in run.data:
             lowered = evaluator.lower(run.parts.abstract_params, run.data[split])
             scoring.append(pool.submit(compile, lowered))
-    if new or len(run.phases.begins) == 1:
+    if new or (alone and config.data.packing):
         _, batch = batches.make(0)
         lowered = step.lower(states.abstract(0), batch)
         training.append(pool.submit(compile, lowered))
-    pool.shutdown(wait=False)
-    return Programs(step, batches, evaluator, scoring, training)
+    try:
+        yield Programs(step, batches, evaluator, scoring, training)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def compiled_step(run: Prepared, states: States) -> Step:

@@ -66,25 +66,29 @@ def train(
         with jax.set_mesh(run.parts.mesh):
             states = make_states(run)
             may_resume = not overwrite and (workdir / "checkpoints").exists()
-            programs = compile_ahead(run, states, new=not may_resume)
-            state = None if may_resume else first_state(run, states)
-            # Only now: a config, or weights, that are refused cost no old run.
-            if overwrite and first:
-                empty(workdir, say)
-            if first:  # config.json before all else: it says that the rest is a run's
-                (workdir / DIGESTS).unlink(missing_ok=True)  # of the files of before
-                configs.write(workdir / configs.FILE, config, configs.versions())
-                describe_on_disk(run, workdir)
-            facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
-            go_on = config.checkpoint.on_error == "go_on"
-            with (
-                RunRecords(workdir, first, facts, go_on=go_on, say=say) as records,
-                terminable(),
-            ):
-                go = partial(
-                    _train, run, states, programs, state, workdir, records, say
-                )
-                return _watched(go, len(run.plan), workdir, records, say)
+            with compile_ahead(run, states, new=not may_resume) as programs:
+                state = None if may_resume else first_state(run, states)
+                # Only now: a config, or weights, that are refused cost no old run.
+                if overwrite and first:
+                    empty(workdir, say)
+                if (
+                    first
+                ):  # config.json before all else: it says that the rest is a run's
+                    (workdir / DIGESTS).unlink(
+                        missing_ok=True
+                    )  # of the files of before
+                    configs.write(workdir / configs.FILE, config, configs.versions())
+                    describe_on_disk(run, workdir)
+                facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
+                go_on = config.checkpoint.on_error == "go_on"
+                with (
+                    RunRecords(workdir, first, facts, go_on=go_on, say=say) as records,
+                    terminable(),
+                ):
+                    go = partial(
+                        _train, run, states, programs, state, workdir, records, say
+                    )
+                    return _watched(go, len(run.plan), workdir, records, say)
 
 
 def make_states(run: Prepared) -> States:

@@ -100,6 +100,7 @@ class Checkpoints:
         open_steadily = partial(self._steadily, open_manager)
         self._saving = Saving(open_steadily, directory, go_on, say)
         self._staging = Staging()
+        self._regroupings: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +145,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        self._saving.settle()
+        self._saving.ready()
         items = self._staging.stage(split(state), int(state.phase))
         self._saving.begin(step, items, numbers_with_checksum(metrics or {}) or None)
 
@@ -181,10 +182,16 @@ class Checkpoints:
         items = self._load(step, written, layouts)
         for name, part in wanted.items():
             if written[name] is not part:
-                placed = jax.tree.map(lambda leaf: leaf.sharding, part)
-                change = jax.jit(partial(regroup_like, like=part), out_shardings=placed)
-                items[name] = change(items[name])
+                items[name] = self._regrouping(name, part)(items[name])
         return items
+
+    def _regrouping(self, name: str, like: Any) -> Callable[[Any], Any]:
+        """Compiled once for an item that is read again and again, as by a watcher."""
+        if name not in self._regroupings or self._regroupings[name][0] != like:
+            placed = jax.tree.map(lambda leaf: leaf.sharding, like)
+            change = jax.jit(partial(regroup_like, like=like), out_shardings=placed)
+            self._regroupings[name] = like, change
+        return self._regroupings[name][1]
 
     def restore_latest(
         self, abstract: Callable[[int], State], say: Callable[[str], None]

@@ -34,10 +34,13 @@ class Saving:
         self._under_way: tuple[int, Any] | None = None
         self._failed: NotSaved | None = None
 
+    def ready(self) -> None:
+        """Until the save before is done, and its memory is free for the next."""
+        self.settle()
+        give_back()  # or it would stand beside what a save copies
+
     def begin(self, step: int, items: Mapping[str, Any], metrics: Any) -> None:
-        """Save, as soon as the save before is done."""
-        self.settle()  # Orbax, too, waits for it
-        give_back()  # or it would stand beside what a save takes
+        """Save, when ``ready``."""
         self._failed = None
 
         def begin() -> None:

@@ -26,7 +26,10 @@ class Staging:
         self._phase, self._rooms = -1, dict[str, Any]()
 
     def stage(self, items: Mapping[str, Any], phase: int) -> dict[str, Any]:
-        """Items as they are written, with fingerprints of their arrays."""
+        """Each item as it is written, and ``fingerprints u32[leaves]`` of that.
+
+        The items themselves are left as they are.
+        """
         if phase != self._phase:  # whose moments are others
             self._phase, self._rooms = phase, {}
         staged = {}

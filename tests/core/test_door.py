@@ -50,7 +50,7 @@ def main(arguments):
         print(config.explain(resolved))
     print("heavy:", sorted(heavy))
 
-door.run(main)
+door.start(main)
 """
 
 

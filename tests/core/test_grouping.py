@@ -165,6 +165,12 @@ def test_joined_stacks_keep_the_numbers_of_layers_that_are_not_all():
     assert joined["layers[2:5]"]["kernel"][:, 0].tolist() == [2, 3, 4]
 
 
+def test_joining_stacks_changes_no_name_but_that_of_the_stack():
+    tree = {"sublayers": {"layers[1:2]": {"layers_scale": rows(1, 2)}}}
+    joined = join_stacks(tree)
+    assert set(joined["sublayers"]["layers[1:2]"]) == {"layers_scale"}
+
+
 def test_joining_stacks_keeps_the_tuples_of_moments():
     joined = join_stacks(moments_of((0, 1), (1, 3)))
     moments, count = joined["optimizer"]

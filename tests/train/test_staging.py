@@ -10,9 +10,11 @@ from tests.train.states import equal, mesh_of
 
 
 def items_of(number, mesh, *stacks):
-    """Two layers in stacks of these names, filled with a number."""
+    """Stacks of one layer of these names; the n-th is filled with ``number + n``."""
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    params = {name: {"kernel": jnp.full((1, 8), number)} for name in stacks}
+    params = {
+        name: {"kernel": jnp.full((1, 8), number + n)} for n, name in enumerate(stacks)
+    }
     return {"params": jax.device_put({**params, "bias": jnp.full(3, number)}, whole)}
 
 
@@ -46,7 +48,8 @@ def test_stacks_are_joined_and_the_state_is_left_as_it_is(devices):
     before = jax.tree.map(np.array, items["params"])
     staged = Staging().stage(items, phase=0)["params"]
     assert set(staged["arrays"]) == {"layers", "bias"}
-    assert staged["arrays"]["layers"]["kernel"].shape == (2, 8)
+    kernel = staged["arrays"]["layers"]["kernel"]
+    np.testing.assert_array_equal(kernel, np.repeat([[5.0], [6.0]], 8, axis=1))
     assert staged["fingerprints"].shape == (2,)
     assert equal(items["params"], before)
 
