@@ -22,8 +22,8 @@ from jaxlm.train.step import Step, make_step
 class Programs:
     """The step and the evaluator of a run, and the batches.
 
-    ``scoring`` and ``training`` is what of them is compiled ahead. An error there is
-    dropped: the call itself meets it again, if it matters.
+    ``scoring`` and ``training`` are those programs that are compiled ahead. An error
+    there is dropped: the call itself meets it again, if it matters.
     """
 
     step: Step

@@ -71,12 +71,9 @@ def train(
                 # Only now: a config, or weights, that are refused cost no old run.
                 if overwrite and first:
                     empty(workdir, say)
-                if (
-                    first
-                ):  # config.json before all else: it says that the rest is a run's
-                    (workdir / DIGESTS).unlink(
-                        missing_ok=True
-                    )  # of the files of before
+                if first:
+                    (workdir / DIGESTS).unlink(missing_ok=True)  # of the files before
+                    # config.json before all else: it says that the rest is a run's.
                     configs.write(workdir / configs.FILE, config, configs.versions())
                     describe_on_disk(run, workdir)
                 facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
