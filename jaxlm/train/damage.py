@@ -28,6 +28,7 @@ DAMAGED = "damaged"
 SETTLE_SECONDS = 0.2
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system that the files themselves are to blame for."""
+LOOP_CLOSED = "Event loop is closed"
 STATUS = re.compile(r"\b(?:RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE)\b")
 
 
@@ -141,7 +142,24 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-        sys.unraisablehook = hook
+        sys.unraisablehook = hook if isinstance(hook, PastLate) else PastLate(hook)
+
+
+class PastLate:
+    """A hook for unraisable exceptions that passes over those of reads that came late.
+
+    Where one array cannot be read, Orbax closes its event loop on the others, which
+    TensorStore goes on to read; each then shouts that its loop is closed. How late, the
+    machine decides; so this hook stays.
+    """
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        problem = unraisable.exc_value
+        if not isinstance(problem, RuntimeError) or str(problem) != LOOP_CLOSED:
+            self._hook(unraisable)
 
 
 def settle_down() -> None:
