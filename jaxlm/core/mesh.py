@@ -54,6 +54,11 @@ class Rules:
         """Logical axis names of an array as a ``PartitionSpec``."""
         return PartitionSpec(*(mine or None for mine in self.mesh_axes(axes)))
 
+    def splits(self, name: str) -> bool:
+        """Whether a logical axis lies on several devices of ``jax.set_mesh``."""
+        sizes = jax.sharding.get_abstract_mesh().shape
+        return any(sizes.get(axis, 1) > 1 for axis in self[name])
+
     def sharding(
         self, mesh: Mesh, axes: Axes, shape: tuple[int, ...], name: str
     ) -> NamedSharding:

@@ -34,10 +34,15 @@ def attention_weights(query: jax.Array, key: jax.Array, bias: jax.Array) -> jax.
 
     ``query, key [B, S, H, K]``, ``bias f32[B, 1, S, S]``. Scores and softmax are fp32.
     """
+    return jax.nn.softmax(_scores(query, key, bias), axis=-1)
+
+
+def _scores(query: jax.Array, key: jax.Array, bias: jax.Array) -> jax.Array:
+    """Scaled products of queries and keys, f32[B, H, S, S]."""
     scores = jnp.einsum(
         "bshk,bthk->bhst", query, key, preferred_element_type=jnp.float32
     )
-    return jax.nn.softmax(scores / math.sqrt(query.shape[-1]) + bias, axis=-1)
+    return scores / math.sqrt(query.shape[-1]) + bias
 
 
 def dense_attention(
@@ -54,8 +59,15 @@ def dense_attention(
 
     ``query, key, value [B, S, H, K]``, ``bias f32[B, 1, S, S]``; returns [B, S, H, K].
     ``rate`` drops attention weights, as BERT does.
+
+    The softmax divides the weighted sum instead of the weights (as in FlashAttention,
+    arXiv:2205.14135): a row of its gradient then sums over K numbers, not S.
     """
-    weights = attention_weights(query, key, bias).astype(value.dtype)
-    weights = dropout(weights, rate, dropout_key)
+    scores = _scores(query, key, bias)
+    most = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels out
+    weights = jnp.exp(scores - most)
+    total = weights.sum(-1).swapaxes(1, 2)[..., None]  # [B, S, H, 1]
+    weights = dropout(weights.astype(value.dtype), rate, dropout_key)
     weights = rules.constrain(weights, ("batch", "heads", "sequence", None))
-    return jnp.einsum("bhst,bthk->bshk", weights, value)
+    y = jnp.einsum("bhst,bthk->bshk", weights, value)
+    return (y / total).astype(value.dtype)
