@@ -106,6 +106,28 @@ def test_scores_are_fp32_where_inputs_are_bf16():
     np.testing.assert_allclose(np.float32(found[0, 0, 0, 0]), expected, rtol=2**-8)
 
 
+def test_gradients_are_those_of_a_softmax_at_scores_that_would_overflow():
+    query, key, value = random_inputs()
+    query = 60 * query  # scores up to some 200, of which exp is infinite in fp32
+    weight = jnp.where(REAL[:, :, None, None], random_inputs(1)[0], 0)
+
+    def plain(query, key, value):
+        scores = jnp.einsum("bshk,bthk->bhst", query, key) / 2
+        weights = jax.nn.softmax(scores + attention_bias(SEGMENTS), axis=-1)
+        return (weight * jnp.einsum("bhst,bthk->bshk", weights, value)).sum()
+
+    def ours(*inputs):
+        return (weight * attend(*inputs)).sum()
+
+    assert float(jnp.einsum("bshk,bthk->bhst", query, key).max() / 2) > 89
+    everything = (0, 1, 2)
+    found = jax.grad(ours, everything)(query, key, value)
+    expected = jax.grad(plain, everything)(query, key, value)
+    for one, other in zip(found, expected, strict=True):
+        # The weights hang on differences of scores of 200, which fp32 knows to 1e-5.
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
 def test_dropout_drops_attention_weights_and_keeps_their_mean():
     segments = np.ones((1, 512), np.int32)
     ones = jnp.ones((1, 512, 1, 1))

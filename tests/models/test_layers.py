@@ -1,0 +1,72 @@
+"""Linear layers, on one device and on several."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxlm.core.mesh import NO_RULES, Rules, make_mesh
+from jaxlm.models.layers import Linear
+
+RULES = Rules.of({"batch": ["data"], "sequence": ["context"]})
+LAYOUTS = {
+    "rows": {"data": 8, "context": 1},
+    "tokens": {"data": 1, "context": 8},
+    "both": {"data": 2, "context": 4},
+}
+X = np.random.default_rng(0).normal(size=(8, 16, 4)).astype(np.float32)
+
+
+def gradient(rules):
+    """What gives the gradients of a linear layer by its params and by x."""
+    layer = Linear(
+        (4, 6),
+        ("width", "mlp"),
+        initializer=jax.nn.initializers.normal(1.0),
+        rngs=nnx.Rngs(0),
+        rules=rules,
+    )
+    graph, params = nnx.split(layer)
+
+    def loss(params, x):
+        return (nnx.merge(graph, params)(x) ** 2).sum()
+
+    return jax.grad(loss, argnums=(0, 1)), nnx.to_pure_dict(params)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_and_tokens_stay_where_they_are(layout):
+    """Neither is gathered to be flattened: a gradient's only message is its sum."""
+    expected = gradient(NO_RULES)
+    expected = expected[0](expected[1], X)
+    mesh, _ = make_mesh(LAYOUTS[layout])
+    function, params = gradient(RULES)
+    placed = RULES.sharding(mesh, ("batch", "sequence", "width"), X.shape, "x")
+    with jax.set_mesh(mesh):
+        x = jax.device_put(X, placed)
+        program = jax.jit(function, out_shardings=(None, placed)).lower(params, x)
+        program = program.compile()
+        found = program(params, x)
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    messages = re.findall(rf" ({kinds})(?:-start)?\(", program.as_text())
+    assert set(messages) == {"all-reduce"}
+    # Sums of 128 products in fp32.
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-3),
+        found,
+        expected,
+    )
+
+
+def test_rows_are_flattened_where_no_device_splits_a_sequence():
+    mesh, _ = make_mesh(LAYOUTS["rows"])
+    function, params = gradient(RULES)
+    for sizes, shape in (("rows", (128, 4)), ("tokens", (8, 16, 4))):
+        with jax.set_mesh(make_mesh(LAYOUTS[sizes])[0]):
+            jaxpr = str(jax.make_jaxpr(function)(params, X))
+        products = [line for line in jaxpr.splitlines() if "dot_general" in line]
+        assert products
+        text = ",".join(map(str, shape[:-1]))
+        assert all(re.search(rf":f32\[({text},\d|\d,\d)\]", line) for line in products)
