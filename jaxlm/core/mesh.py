@@ -55,7 +55,10 @@ class Rules:
         return PartitionSpec(*(mine or None for mine in self.mesh_axes(axes)))
 
     def splits(self, name: str) -> bool:
-        """Whether a logical axis lies on several devices of ``jax.set_mesh``."""
+        """Whether a logical axis lies on several devices of ``jax.set_mesh``.
+
+        Without a mesh or without rules: no.
+        """
         sizes = jax.sharding.get_abstract_mesh().shape
         return any(sizes.get(axis, 1) > 1 for axis in self[name])
 

@@ -69,5 +69,7 @@ def dense_attention(
     total = weights.sum(-1).swapaxes(1, 2)[..., None]  # [B, S, H, 1]
     weights = dropout(weights.astype(value.dtype), rate, dropout_key)
     weights = rules.constrain(weights, ("batch", "heads", "sequence", None))
-    y = jnp.einsum("bhst,bthk->bshk", weights, value)
+    y = jnp.einsum(  # fp32, or bf16 gradients of the scores no longer sum to 0
+        "bhst,bthk->bshk", weights, value, preferred_element_type=jnp.float32
+    )
     return (y / total).astype(value.dtype)

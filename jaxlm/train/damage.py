@@ -102,13 +102,18 @@ def attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def machine_reason(problem: BaseException) -> str | None:
-    """The operating system's word for why a write failed; None: it gave none."""
+    """The operating system's word for why a write failed; None: it gave none.
+
+    That a folder could not be emptied afterwards counts only where nothing else does.
+    """
+    numbers = []
     for each in _causes(problem):
         if isinstance(each, OSError) and each.errno is not None:
-            return os.strerror(each.errno)
-        if found := OS_ERROR.search(str(each)):
-            return os.strerror(int(found[1]))
-    return None
+            numbers.append(each.errno)
+        elif found := OS_ERROR.search(str(each)):
+            numbers.append(int(found[1]))
+    numbers.sort(key=lambda number: number == errno.ENOTEMPTY)  # stable
+    return os.strerror(numbers[0]) if numbers else None
 
 
 def _causes(problem: BaseException) -> Iterator[BaseException]:
@@ -131,7 +136,10 @@ def _is_machine(problem: BaseException) -> bool:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """While Orbax reads or writes: what fails there shouts by the page."""
+    """While Orbax reads or writes: what fails there shouts by the page.
+
+    ``PastLate`` stays, for what shouts afterwards.
+    """
     log, hook = logging.getLogger("asyncio"), sys.unraisablehook
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -146,7 +154,7 @@ def quietly() -> Iterator[None]:
 
 
 class PastLate:
-    """A hook for unraisable exceptions that passes over those of reads that came late.
+    """A hook for unraisable exceptions that passes over those of a closed event loop.
 
     Where one array cannot be read, Orbax closes its event loop on the others, which
     TensorStore goes on to read; each then shouts that its loop is closed. How late, the

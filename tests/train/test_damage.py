@@ -1,9 +1,10 @@
 """What failed reads of Orbax leave behind."""
 
 import asyncio
+import errno
 import sys
 
-from jaxlm.train.damage import attempt
+from jaxlm.train.damage import attempt, machine_reason
 
 
 class Late:
@@ -37,3 +38,14 @@ def test_a_read_that_ends_after_its_loop_is_closed_is_not_shouted_about(monkeypa
     assert heard == []
     Late(other)
     assert heard == ["something else"]
+
+
+def test_a_folder_that_cannot_be_emptied_hides_no_full_disk():
+    full = OSError(errno.ENOSPC, "full")
+    after = OSError(errno.ENOTEMPTY, "not empty")
+    assert machine_reason(after) == "Directory not empty"
+    after.__context__ = full
+    assert machine_reason(after) == "No space left on device"
+    written = ValueError("[os_error_code='28'] writing")
+    assert machine_reason(written) == "No space left on device"
+    assert machine_reason(ValueError("other")) is None
