@@ -3,10 +3,12 @@
 The disk is real, a small tmpfs, and so is what the system says when it is full.
 """
 
+import gc
 import json
 import os
 import shutil
 import subprocess
+import warnings
 
 import pytest
 
@@ -20,7 +22,15 @@ from jaxlm.train.saving import NotSaved, Saving
 from tests.small_runs import config, quietly
 from tools.soak import arrays, files, lines
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+# Orbax leaves coroutines of saves that failed, which are reported when they are
+# collected, perhaps in the test after.
+pytestmark = [
+    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning",
+        "ignore:coroutine .* was never awaited:RuntimeWarning",
+    ),
+]
 STEPS = 8
 SMALL = {
     "data__train": "sample:ner[:24]",
@@ -32,6 +42,15 @@ SMALL = {
     "mesh__data": 1,
 }
 FULL = "No space left on device"
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Collect them here, or they fail whichever test runs when they are."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def slow(*values):
