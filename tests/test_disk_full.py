@@ -3,12 +3,10 @@
 The disk is real, a small tmpfs, and so is what the system says when it is full.
 """
 
-import gc
 import json
 import os
 import shutil
 import subprocess
-import warnings
 
 import pytest
 
@@ -19,18 +17,11 @@ from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.events import Events
 from jaxlm.train.records import RunRecords
 from jaxlm.train.saving import NotSaved, Saving
+from tests.conftest import LEFTOVERS
 from tests.small_runs import config, quietly
 from tools.soak import arrays, files, lines
 
-# Orbax leaves coroutines of saves that failed, which are reported when they are
-# collected, perhaps in the test after.
-pytestmark = [
-    pytest.mark.usefixtures("compiled_once"),
-    pytest.mark.filterwarnings(
-        "ignore::pytest.PytestUnraisableExceptionWarning",
-        "ignore:coroutine .* was never awaited:RuntimeWarning",
-    ),
-]
+pytestmark = [pytest.mark.usefixtures("compiled_once"), *LEFTOVERS]
 STEPS = 8
 SMALL = {
     "data__train": "sample:ner[:24]",
@@ -42,15 +33,6 @@ SMALL = {
     "mesh__data": 1,
 }
 FULL = "No space left on device"
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    """Collect them here, or they fail whichever test runs when they are."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
 
 
 def slow(*values):

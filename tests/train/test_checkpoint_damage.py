@@ -1,11 +1,9 @@
 """What damage does to checkpoints, and what trouble of the machine does not."""
 
 import errno
-import gc
 import resource
 import shutil
 import threading
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from jaxlm.core.errors import UserError
 from jaxlm.train.checkpoints import Damaged, OtherLayout
 from jaxlm.train.retention import choose
 from jaxlm.train.staging import marked
+from tests.conftest import LEFTOVERS
 from tests.damages import DAMAGES, deleted, emptied, flipped, truncated
 from tests.train.states import (
     abstract_of,
@@ -24,22 +23,7 @@ from tests.train.states import (
     state_of,
 )
 
-# Orbax leaves coroutines of reads that failed, and reports them when they are
-# collected.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-    "ignore:coroutine .* was never awaited:RuntimeWarning",
-)
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    """Collect them here, or they fail whichever test runs when they are."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
+pytestmark = LEFTOVERS
 
 
 def files_of(folder, step):
