@@ -20,6 +20,8 @@ from jaxlm.core.files import atomic_write_json, read_json
 from jaxlm.core.mesh import Rules
 from jaxlm.core.schema import flatten, to_dict
 from jaxlm.core.trees import BACKBONE
+from jaxlm.core.trees import flatten as flat
+from jaxlm.core.trees import unflatten as unflat
 from jaxlm.core.types import Batch, Params, Record, Task
 from jaxlm.data import sources
 from jaxlm.data.config import DataConfig
@@ -27,10 +29,11 @@ from jaxlm.data.dataset import Dataset
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.experiment.config import ExperimentConfig
-from jaxlm.models.config import TransformerConfig
+from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.functional import Model, functional
-from jaxlm.models.pretrained import Checkpoint, load_weights, read_config
+from jaxlm.models.pretrained import read_config
 from jaxlm.models.transformer import Transformer
+from jaxlm.models.weights import Checkpoint, load_weights
 from jaxlm.tasks.registry import TASKS
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.phases import cuts, parse_phases
@@ -121,7 +124,12 @@ def make_parts(
     room = data.max_length - tokenizer.frame.length
     windowing = Windowing(room, min(stride, room - 1), data.overflow)
     task = TASKS[config.task.name].make(config.task, labels, tokenizer, windowing)
-    _, transformer, _ = read_config(directory)
+    family, transformer, _ = read_config(directory)
+    if transformer.decoder is not None:
+        raise UserError(
+            f"config.model.pretrained: {family.model_type} is an encoder-decoder, which"
+            f" {config.task.name} cannot read; take an encoder or a decoder"
+        )
     transformer = adapt(transformer, config, task)
     check_fit(config, transformer, tokenizer, directory)
     rules = Rules.of(flatten(config.mesh.rules))
@@ -157,7 +165,7 @@ def adapt(
     layers = transformer.layers
     splits = cuts(parse_phases(config.train.phases), layers)
     changes: dict[str, Any] = {
-        "pooler": task.pooler,
+        "pooler": task.pooler or transformer.pooling.every_token,
         "splits": splits if config.model.scan else tuple(range(1, layers)),
     }
     if rate is not None:
@@ -192,30 +200,37 @@ def check_heads(
     Raises:
       UserError: the heads, or the inside of each, do not divide by their devices.
     """
-    shape = (transformer.heads, transformer.width // transformer.heads)
-    rules.sharding(mesh, ("heads", "head_size"), shape, "the model")
+    for heads in (transformer.heads, transformer.kv_heads):
+        shape = (heads, transformer.head_size)
+        rules.sharding(mesh, ("heads", "head_size"), shape, "the model")
 
 
 def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
     """Pretrained backbone, new head; all new for ``random:`` sources.
 
-    Every leaf is born in its sharding.
+    Every leaf is born in its sharding. What of a backbone only a head needs, and its
+    checkpoint lacks (the pooler of most families), is new too.
     """
     key = jax.random.key(parts.config.seed)
     if checkpoint.weights is None:
         return jax.jit(parts.model.init, out_shardings=parts.shardings)(key)
     fitted = replace(checkpoint, config=parts.transformer)
-    shapes, placed = dict(parts.model.shapes), dict(parts.shardings)
-    backbone = load_weights(fitted, shapes.pop(BACKBONE), placed.pop(BACKBONE))
+    loaded = load_weights(fitted, parts.model.shapes, parts.shardings)
+    held, placed = flat(loaded), flat(parts.shardings)
+    new = [name for name in flat(parts.model.shapes) if name not in held]
 
-    def head(key: jax.Array) -> Params:
-        body: Any = parts.model.skeleton
-        rngs = head_rngs(nnx.Rngs(params=key))
-        params = nnx.to_pure_dict(nnx.state(parts.task.build(body.backbone, rngs)))
-        return {name: params[name] for name in shapes}
+    def draw(key: jax.Array) -> Params:
+        if any(name.startswith(f"{BACKBONE}/") for name in new):
+            params = flat(parts.model.init(key))
+        else:  # a head alone, without tracing what is loaded
+            body: Any = parts.model.skeleton
+            head = parts.task.build(body.backbone, head_rngs(nnx.Rngs(params=key)))
+            params = flat(nnx.to_pure_dict(nnx.state(head)))
+        return {name: params[name] for name in new}
 
-    born = jax.jit(head, out_shardings=placed, compiler_options=hasty())
-    return {BACKBONE: backbone, **born(key)}
+    out = {name: placed[name] for name in new}
+    born = jax.jit(draw, out_shardings=out, compiler_options=hasty())
+    return unflat({**held, **born(key)})
 
 
 def hasty() -> dict[str, Any] | None:

@@ -6,43 +6,118 @@ packing and padding at once.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.models.layers import dropout
+from jaxlm.models.positions import distances
 
 MASKED = -1e30
 """Added to forbidden scores: finite, so that a row of padding alone has no NaN."""
 
 
-def attention_bias(segments: jax.Array) -> jax.Array:
+def attention_bias(
+    segments: jax.Array,
+    keys: jax.Array | None = None,
+    *,
+    start: jax.Array | int = 0,
+    causal: bool = False,
+    reach: int | None = None,
+) -> jax.Array:
     """What to add to the scores so that a token sees its own segment only.
 
-    ``segments i32[B, S]``; 0 is padding, which nobody sees. Returns f32[B, 1, S, S], 0
-    where allowed. Computed once for all layers.
+    ``segments i32[B, S]``; 0 is padding, which nobody sees. ``keys i32[B, T]`` are the
+    segments of what is seen, by default the same, among which the queries begin at
+    ``start``. ``causal``: nobody sees a later token; ``reach``: nor one further away.
+    Returns f32[B, 1, S, T], 0 where allowed. Computed once for all layers.
     """
-    same = segments[:, :, None] == segments[:, None, :]
-    real = segments[:, None, :] > 0
-    return jnp.where(same & real, 0.0, MASKED)[:, None]
+    keys = segments if keys is None else keys
+    allowed = segments[:, :, None] == keys[:, None, :]
+    allowed = allowed & (keys[:, None, :] > 0)
+    if causal or reach is not None:
+        behind = distances(
+            start + jnp.arange(segments.shape[1]), jnp.arange(keys.shape[1])
+        )
+        near = behind >= 0 if causal else jnp.ones_like(behind, bool)
+        if reach is not None:
+            near = near & (jnp.abs(behind) <= reach)
+        allowed = allowed & near[None]
+    return jnp.where(allowed, 0.0, MASKED)[:, None]
 
 
-def attention_weights(query: jax.Array, key: jax.Array, bias: jax.Array) -> jax.Array:
-    """How much each token attends to each other: f32[B, H, S, S], rows that sum to 1.
+def attention_scores(
+    query: jax.Array,
+    key: jax.Array,
+    bias: jax.Array,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
+    relative: jax.Array | None = None,
+) -> jax.Array:
+    """Scaled products of queries and keys, with the bias: f32[B, H, S, T].
 
-    ``query, key [B, S, H, K]``, ``bias f32[B, 1, S, S]``. Scores and softmax are fp32.
+    ``query [B, S, H, K]``; ``key [B, T, G, K]``, each for H / G heads; ``bias f32[B or
+    1, H or 1, S, T]``; ``relative f32[B, H, S, T]`` is added before the scale, by
+    default ``1 / sqrt(K)``. ``cap`` bounds them smoothly (Gemma 2, arXiv:2408.00118).
     """
-    return jax.nn.softmax(_scores(query, key, bias), axis=-1)
+    B, S, H, K = query.shape
+    G = key.shape[2]
+    if G == H:
+        scores = jnp.einsum(
+            "bshk,bthk->bhst", query, key, preferred_element_type=jnp.float32
+        )
+    else:
+        scores = jnp.einsum(
+            "bsgrk,btgk->bgrst",
+            query.reshape(B, S, G, H // G, K),
+            key,
+            preferred_element_type=jnp.float32,
+        ).reshape(B, H, S, -1)
+    if relative is not None:
+        scores = scores + relative
+    scores = scores * (K**-0.5 if scale is None else scale)
+    if cap is not None:
+        scores = cap * jnp.tanh(scores / cap)
+    return scores + bias
 
 
-def _scores(query: jax.Array, key: jax.Array, bias: jax.Array) -> jax.Array:
-    """Scaled products of queries and keys, f32[B, H, S, S]."""
-    scores = jnp.einsum(
-        "bshk,bthk->bhst", query, key, preferred_element_type=jnp.float32
-    )
-    return scores / math.sqrt(query.shape[-1]) + bias
+def weighted_sum(
+    scores: jax.Array,
+    value: jax.Array,
+    *,
+    rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    rules: Rules = NO_RULES,
+) -> jax.Array:
+    """The mean of the values by the softmax of the scores (Vaswani et al., 2017, eq. 1).
+
+    ``scores f32[B, H, S, T]``, ``value [B, T, G, K]``, each for H / G heads; returns [B,
+    S, H, K]. ``rate`` drops attention weights, as BERT does.
+
+    The softmax divides the weighted sum instead of the weights (as in FlashAttention,
+    arXiv:2205.14135): a row of its gradient then sums over K numbers, not S.
+    """
+    B, H, S, T = scores.shape
+    G = value.shape[2]
+    most = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels out
+    weights = jnp.exp(scores - most)
+    total = weights.sum(-1).swapaxes(1, 2)[..., None]  # [B, S, H, 1]
+    weights = dropout(weights.astype(value.dtype), rate, dropout_key)
+    weights = rules.constrain(weights, ("batch", "heads", "sequence", None))
+    # fp32, or bf16 gradients of the scores no longer sum to 0.
+    if G == H:
+        y = jnp.einsum(
+            "bhst,bthk->bshk", weights, value, preferred_element_type=jnp.float32
+        )
+    else:
+        y = jnp.einsum(
+            "bgrst,btgk->bsgrk",
+            weights.reshape(B, G, H // G, S, T),
+            value,
+            preferred_element_type=jnp.float32,
+        ).reshape(B, S, H, -1)
+    return (y / total).astype(value.dtype)
 
 
 def dense_attention(
@@ -51,25 +126,17 @@ def dense_attention(
     value: jax.Array,
     bias: jax.Array,
     *,
+    scale: float | None = None,
+    cap: float | None = None,
+    relative: jax.Array | None = None,
     rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     rules: Rules = NO_RULES,
 ) -> jax.Array:
-    """Scaled dot-product attention (Vaswani et al., 2017, equation 1).
-
-    ``query, key, value [B, S, H, K]``, ``bias f32[B, 1, S, S]``; returns [B, S, H, K].
-    ``rate`` drops attention weights, as BERT does.
-
-    The softmax divides the weighted sum instead of the weights (as in FlashAttention,
-    arXiv:2205.14135): a row of its gradient then sums over K numbers, not S.
-    """
-    scores = _scores(query, key, bias)
-    most = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels out
-    weights = jnp.exp(scores - most)
-    total = weights.sum(-1).swapaxes(1, 2)[..., None]  # [B, S, H, 1]
-    weights = dropout(weights.astype(value.dtype), rate, dropout_key)
-    weights = rules.constrain(weights, ("batch", "heads", "sequence", None))
-    y = jnp.einsum(  # fp32, or bf16 gradients of the scores no longer sum to 0
-        "bhst,bthk->bshk", weights, value, preferred_element_type=jnp.float32
+    """Scaled dot-product attention: ``attention_scores``, then ``weighted_sum``."""
+    scores = attention_scores(
+        query, key, bias, scale=scale, cap=cap, relative=relative
     )
-    return (y / total).astype(value.dtype)
+    return weighted_sum(
+        scores, value, rate=rate, dropout_key=dropout_key, rules=rules
+    )

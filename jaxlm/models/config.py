@@ -1,4 +1,4 @@
-"""What a user may say about the model, and what a Transformer is built from."""
+"""What a user may say about the model."""
 
 from __future__ import annotations
 
@@ -35,33 +35,3 @@ class ModelConfig:
         minimum=0.0,
         below=1.0,
     )
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The mathematics of one Transformer; families map their ``config.json`` to it.
-
-    Sizes: ``width`` D, ``heads`` H, ``mlp_width`` F, ``vocab_size`` V.
-    """
-
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    max_positions: int
-    type_vocab_size: int = 0
-    activation: str = "gelu"
-    norm_epsilon: float = 1e-12
-    pooler: bool = False
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    head_dropout: float = 0.1
-    initializer_range: float = 0.02
-    splits: tuple[int, ...] = ()
-
-    @property
-    def stacks(self) -> tuple[int, ...]:
-        """Numbers of layers in each stack; ``splits`` are the layers to cut at."""
-        edges = (0, *self.splits, self.layers)
-        return tuple(b - a for a, b in zip(edges[:-1], edges[1:], strict=True))

@@ -1,4 +1,4 @@
-"""What turns hidden states into a task's logits."""
+"""What turns hidden states into logits: of a task's labels, or of the vocabulary."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.core.types import Batch, Outputs
-from jaxlm.models.config import TransformerConfig
-from jaxlm.models.layers import Linear, dropout, split_key
+from jaxlm.models.architecture import LanguageHead, TransformerConfig
+from jaxlm.models.layers import (
+    ACTIVATIONS,
+    Linear,
+    along_last,
+    dropout,
+    make_norm,
+    parameter,
+    split_key,
+)
+from jaxlm.models.transformer import pool
 
 
 class Head(nnx.Module):
@@ -19,14 +28,23 @@ class Head(nnx.Module):
 
     ``reads`` says which output of the backbone is classified: ``hidden [B, S, D]`` (a
     label for every token), ``pooled [B, P, D]`` (a label for every example, by its
-    first token through the pooler) or ``mean [B, P, D]`` (by the mean of its tokens).
-    The result is ``logits f32[B, S, L]`` or ``f32[B, P, L]``.
+    pooler) or ``mean [B, P, D]`` (by the mean of its tokens). The result is ``logits
+    f32[B, S, L]`` or ``f32[B, P, L]``.
     """
 
-    def __init__(self, backbone: nnx.Module, reads: str, labels: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        reads: str,
+        labels: int,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = True,
+    ):
         config: TransformerConfig = backbone.config  # pyright: ignore
         self.reads = reads
         self.dropout = config.head_dropout
+        self.through_pooler = config.pooler and config.pooling.every_token
         self.backbone = backbone
         self.classifier = Linear(
             (config.width, labels),
@@ -34,6 +52,7 @@ class Head(nnx.Module):
             initializer=jax.nn.initializers.normal(config.initializer_range),
             rngs=rngs,
             rules=backbone.rules,  # pyright: ignore
+            bias=bias,
         )
 
     def __call__(
@@ -47,22 +66,131 @@ class Head(nnx.Module):
         backbone_key, head_key = split_key(key, 2)
         outputs = self.backbone(batch, backbone_key, cache=cache, collect=collect)
         if self.reads == "mean":
-            x = segment_mean(outputs["hidden"], batch)
+            x = pool(outputs["hidden"], batch, "mean")
         else:
             x = outputs[self.reads]
+        if self.reads != "pooled" and self.through_pooler:
+            x = self.backbone.pooler(x)  # pyright: ignore
         # In fp32 whatever the layers run in: losses are, and a head is small.
         x = dropout(x.astype(jnp.float32), self.dropout, head_key)
         return {**outputs, "logits": self.classifier(x)}
 
 
-def segment_mean(hidden: jax.Array, batch: Batch) -> jax.Array:
-    """The mean hidden state of every segment: ``[B, S, D] -> [B, P, D]``.
+class LanguageModel(nnx.Module):
+    """A backbone under the head that ``config.language`` describes.
 
-    Segment p + 1 of a row is example p; an absent example gives zeros. Summed and
-    counted in fp32: bf16 cannot count beyond 256.
+    ``logits f32[B, S, V]``: of the tokens that are masked, or of the next ones.
     """
-    numbers = jnp.arange(1, batch["starts"].shape[1] + 1)[None, :, None]
-    member = (batch["segments"][:, None, :] == numbers).astype(jnp.float32)
-    count = jnp.maximum(member.sum(-1, keepdims=True), 1)
-    total = jnp.einsum("bps,bsd->bpd", member, hidden.astype(jnp.float32))
-    return (total / count).astype(hidden.dtype)
+
+    def __init__(self, backbone: nnx.Module, rngs: nnx.Rngs):
+        config: TransformerConfig = backbone.config  # pyright: ignore
+        assert config.language is not None
+        self.backbone = backbone
+        self.language = VocabularyHead(config, config.language, rngs)
+
+    def __call__(
+        self,
+        batch: Batch,
+        key: jax.Array | None = None,
+        *,
+        cache: Any = None,
+        collect: Collection[str] = (),
+    ) -> Outputs:
+        outputs = self.backbone(batch, key, cache=cache, collect=collect)
+        table = self.backbone.embeddings.tokens.embedding  # pyright: ignore
+        return {**outputs, "logits": self.language(outputs["hidden"], table[...])}
+
+
+class VocabularyHead(nnx.Module):
+    """Hidden states to logits f32[..., V]; see ``LanguageHead``.
+
+    Its kernel, where it is not tied, is f32[V, E] as the table of tokens is.
+    """
+
+    def __init__(self, config: TransformerConfig, head: LanguageHead, rngs: nnx.Rngs):
+        self.head = head
+        draw = jax.nn.initializers.normal(config.initializer_range)
+        width = config.width
+        if head.activation:
+            width = config.embedding_width
+            self.transform = Linear(
+                (config.width, width),
+                ("width", "width_out"),
+                initializer=draw,
+                rngs=rngs,
+                bias=head.transform_bias,
+            )
+            epsilon = head.norm_epsilon
+            self.norm = make_norm(config, width, epsilon=epsilon)
+        if not head.tied:
+            shape = (config.vocab_size, width)
+            self.kernel = parameter(
+                draw(rngs.params(), shape, jnp.float32), ("vocab", "width")
+            )
+        if head.bias:
+            zeros = jnp.zeros(config.vocab_size, jnp.float32)
+            self.bias = parameter(zeros, ("vocab",))
+
+    def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        head = self.head
+        if head.activation:
+            x = self.norm(ACTIVATIONS[head.activation](self.transform(x)))
+        kernel = table if head.tied else self.kernel[...]
+        if head.scale != 1.0:
+            x = x * jnp.asarray(head.scale, x.dtype)
+        logits = jnp.einsum(
+            "...d,vd->...v",
+            x,
+            kernel.astype(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        if head.bias:
+            logits = logits + along_last(self.bias[...], logits)
+        if head.cap is not None:
+            logits = head.cap * jnp.tanh(logits / head.cap)
+        return logits
+
+
+class Bare(nnx.Module):
+    """A backbone under no head; its outputs are those of the backbone."""
+
+    def __init__(self, backbone: nnx.Module):
+        self.backbone = backbone
+
+    def __call__(self, batch: Batch, key: Any = None, **options: Any) -> Outputs:
+        return self.backbone(batch, key, **options)  # pyright: ignore
+
+
+class Detector(nnx.Module):
+    """A backbone that tells which tokens were replaced (ELECTRA): ``logits f32[B, S]``.
+
+    A linear map, the model's activation, and a linear map to one number.
+    """
+
+    def __init__(self, backbone: nnx.Module, rngs: nnx.Rngs):
+        config: TransformerConfig = backbone.config  # pyright: ignore
+        draw = jax.nn.initializers.normal(config.initializer_range)
+        self.activation = config.activation
+        self.backbone = backbone
+        self.transform = Linear(
+            (config.width, config.width),
+            ("width", "width_out"),
+            initializer=draw,
+            rngs=rngs,
+        )
+        self.classifier = Linear(
+            (config.width, 1), ("width", "labels"), initializer=draw, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        batch: Batch,
+        key: jax.Array | None = None,
+        *,
+        cache: Any = None,
+        collect: Collection[str] = (),
+    ) -> Outputs:
+        outputs = self.backbone(batch, key, cache=cache, collect=collect)
+        x = ACTIVATIONS[self.activation](self.transform(outputs["hidden"]))
+        logits = self.classifier(x.astype(jnp.float32))[..., 0]
+        return {**outputs, "logits": logits}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.core.mesh import NO_RULES, Rules
+from jaxlm.models.architecture import TransformerConfig
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -78,7 +79,7 @@ def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """An affine map of the last dimension; kernel f32[in, out], bias f32[out]."""
+    """An affine map of the last dimension; kernel f32[in, out], bias f32[out] or none."""
 
     def __init__(
         self,
@@ -88,10 +89,13 @@ class Linear(nnx.Module):
         initializer: Initializer,
         rngs: nnx.Rngs,
         rules: Rules = NO_RULES,
+        bias: bool = True,
     ):
         self.axes, self.rules = axes, rules
+        self.has_bias = bias
         self.kernel = parameter(initializer(rngs.params(), sizes, jnp.float32), axes)
-        self.bias = parameter(jnp.zeros(sizes[1], jnp.float32), axes[1:])
+        if bias:
+            self.bias = parameter(jnp.zeros(sizes[1], jnp.float32), axes[1:])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = x.shape[:-1]
@@ -100,7 +104,8 @@ class Linear(nnx.Module):
             # has several, 7% of a step.
             x = x.reshape(-1, x.shape[-1])
         y = matmul(x, self.rules.gather(self.kernel[...], self.axes))
-        y = y + along_last(self.bias[...].astype(x.dtype), y)
+        if self.has_bias:
+            y = y + along_last(self.bias[...].astype(x.dtype), y)
         return y.reshape(*shape, y.shape[-1])
 
 
@@ -122,20 +127,58 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation (Ba et al., 2016), computed in fp32."""
+    """Layer normalisation (Ba et al., 2016), computed in fp32; scale, bias f32[D]."""
 
-    def __init__(self, width: int, epsilon: float):
-        self.epsilon = epsilon
-        self.scale = parameter(jnp.ones(width, jnp.float32), ("width",))
-        self.bias = parameter(jnp.zeros(width, jnp.float32), ("width",))
+    def __init__(
+        self, width: int, epsilon: float, *, bias: bool = True, axis: str = "width"
+    ):
+        self.epsilon, self.has_bias = epsilon, bias
+        self.scale = parameter(jnp.ones(width, jnp.float32), (axis,))
+        if bias:
+            self.bias = parameter(jnp.zeros(width, jnp.float32), (axis,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         mean = y.mean(-1, keepdims=True)
         variance = jnp.square(y - mean).mean(-1, keepdims=True)
         y = (y - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = along_last(self.scale[...], y), along_last(self.bias[...], y)
-        return (y * scale + bias).astype(x.dtype)
+        y = y * along_last(self.scale[...], y)
+        if self.has_bias:
+            y = y + along_last(self.bias[...], y)
+        return y.astype(x.dtype)
+
+
+class RmsNorm(nnx.Module):
+    """Division by the root mean square (Zhang and Sennrich, 2019, arXiv:1910.07467).
+
+    Computed in fp32. ``offset`` is added to ``scale f32[D]``, which starts at 1 less it.
+    """
+
+    def __init__(
+        self, width: int, epsilon: float, *, offset: float = 0.0, axis: str = "width"
+    ):
+        self.epsilon, self.offset = epsilon, offset
+        self.scale = parameter(jnp.full(width, 1 - offset, jnp.float32), (axis,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * along_last(self.scale[...] + self.offset, y)).astype(x.dtype)
+
+
+def make_norm(
+    config: TransformerConfig,
+    width: int | None = None,
+    axis: str = "width",
+    *,
+    epsilon: float | None = None,
+) -> LayerNorm | RmsNorm:
+    """The norm that a family has, over ``width`` (by default the model's)."""
+    width = config.width if width is None else width
+    epsilon = config.norm_epsilon if epsilon is None else epsilon
+    if config.norm == "rms":
+        return RmsNorm(width, epsilon, offset=config.norm_offset, axis=axis)
+    return LayerNorm(width, epsilon, bias=config.norm_bias, axis=axis)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -153,9 +196,20 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": jax.nn.relu}
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """Split a dropout key; a missing key stays missing."""
     return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def folded(key: jax.Array | None, number: int) -> jax.Array | None:
+    """Another dropout key of a key; a missing key stays missing."""
+    return None if key is None else jax.random.fold_in(key, number)

@@ -1,42 +1,40 @@
-"""Pretrained weights: a source string to named parameters, born on their devices."""
+"""Pretrained models: a source string to config, parameters and a pure apply.
+
+``logits(source, tokens, mask)`` is the one-line check of a checkpoint; ``load(source)``
+gives the parts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import read_json
-from jaxlm.core.grouping import stack_names
-from jaxlm.core.safetensors import WeightFiles, open_weights
+from jaxlm.core.mesh import NO_RULES, Rules
+from jaxlm.core.safetensors import open_weights
 from jaxlm.core.sources import locate
-from jaxlm.core.trees import flatten, unflatten
-from jaxlm.core.types import Params
-from jaxlm.models.config import TransformerConfig
-from jaxlm.models.families import FAMILIES, Family
+from jaxlm.core.types import Apply, Batch, Params
+from jaxlm.models.architecture import TransformerConfig
+from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.models.families import FAMILIES, HEADS, Family
+from jaxlm.models.functional import functional
+from jaxlm.models.heads import Bare, Detector, Head, LanguageModel
+from jaxlm.models.transformer import Transformer
+from jaxlm.models.weights import Checkpoint, load_weights
 
 RANDOM = "random:"
 BUILT_IN = {"tiny": Path(__file__).parent / "tiny"}
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model in the Hugging Face layout: config.json, weights, tokenizer.
-
-    ``weights`` is None for ``random:`` sources, whose parameters are all new.
-    """
-
-    directory: Path
-    family: Family
-    config: TransformerConfig
-    hf: dict[str, Any]
-    weights: WeightFiles | None
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+TOKENIZERS += ("spiece.model",)
 
 
 def open_checkpoint(source: str) -> Checkpoint:
@@ -76,148 +74,245 @@ def read_config(directory: Path) -> tuple[Family, TransformerConfig, dict[str, A
         )
     family = FAMILIES[kind]
     try:
-        config = family.to_config(hf)
-        check_config(config)
+        return family, family.to_config(hf), hf
     except UserError as problem:
         raise UserError(f"{directory}/{problem}") from problem
-    return family, config, hf
 
 
-def check_config(config: TransformerConfig) -> None:
-    """Refuse sizes that do not fit one another."""
-    if config.width % config.heads:
-        raise UserError(
-            f"config.json: hidden_size={config.width} does not divide by"
-            f" num_attention_heads={config.heads}"
-        )
-
-
-def load_weights(checkpoint: Checkpoint, shapes: Params, shardings: Params) -> Params:
-    """Read the backbone's parameters, each device its own part by byte range.
-
-    ``shapes`` and ``shardings`` are the backbone's trees (see ``Model``). Leaves come
-    as f32.
+def own_head(checkpoint: Checkpoint) -> str | None:
+    """The kind of head that a checkpoint's class has (``HEADS``); None: a bare model.
 
     Raises:
-      UserError: all missing, unexpected and misshapen names, in one message; or a
-        name that holds NaN or infinity.
+      UserError: config.json names another class.
     """
-    files = checkpoint.weights
-    if files is None:
-        raise ValueError("a random: checkpoint has no weights to load")
-    theirs = {checkpoint.family.canonical(name): name for name in files.names}
-    wanted = _wanted(checkpoint, flatten(shapes))
-    _check_names(checkpoint, files, theirs, wanted)
-    flat_shardings = flatten(shardings)
-    loaded = {}
-    for ours, parts in wanted.items():
-        read = _reader(checkpoint.directory, files, theirs, parts)
-        loaded[ours] = jax.make_array_from_callback(
-            parts.shape, flat_shardings[ours], read
+    names = checkpoint.hf.get("architectures") or []
+    name = names[0] if isinstance(names, list) and names else "Model"
+    family = checkpoint.family
+    if str(name).endswith("ForPreTraining"):
+        return family.pretraining
+    ends = [head for end, head in HEADS.items() if str(name).endswith(end)]
+    if ends and ends[0] in family.heads:
+        return ends[0]
+    if ends or not str(name).endswith("Model"):
+        allowed = ", ".join(("Model", "ForPreTraining", *HEADS))
+        raise UserError(
+            f"{checkpoint.directory}/config.json: architectures={names!r} is not"
+            f" supported for {family.model_type}; a name that ends in one of {allowed}"
         )
-    return unflatten(loaded)
+    return None
+
+
+def stored_labels(hf: dict[str, Any]) -> list[str]:
+    """The labels of a checkpoint's classifier, in order, by ``id2label``.
+
+    As transformers has it, there are two where config.json says nothing.
+    """
+    names = hf.get("id2label")
+    if names is None:
+        count = hf.get("num_labels", 2)
+        return [f"LABEL_{number}" for number in range(count)]
+    try:
+        numbered = {int(number): str(label) for number, label in names.items()}
+        return [numbered[number] for number in range(len(numbered))]
+    except (AttributeError, KeyError, ValueError, TypeError) as problem:
+        raise UserError(
+            f"config.json: id2label={names!r} is not allowed; an object of the numbers"
+            " from 0 on to labels"
+        ) from problem
+
+
+def build(
+    checkpoint: Checkpoint, head: str | None, rngs: nnx.Rngs, **options: Any
+) -> nnx.Module:
+    """The module of a checkpoint under a kind of head; ``options`` of ``Transformer``."""
+    config, rows = checkpoint.config, checkpoint.family.table(head)
+    backbone = make_backbone(config, rngs, **options)
+    if head is None:
+        return Bare(backbone)
+    if head == "language":
+        return LanguageModel(backbone, rngs)
+    if head == "detector":
+        return Detector(backbone, rngs)
+    labels = 2 if head == "answers" else len(stored_labels(checkpoint.hf))
+    reads = "pooled" if head == "text" else "hidden"
+    return Head(backbone, reads, labels, rngs, bias="classifier/bias" in rows)
+
+
+def make_backbone(
+    config: TransformerConfig, rngs: nnx.Rngs, **options: Any
+) -> nnx.Module:
+    """The module of an architecture; ``options`` are those of ``Transformer``."""
+    kind = Transformer if config.decoder is None else EncoderDecoder
+    return kind(config, rngs, **options)
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Where one of our leaves comes from: their names along the axis of layers."""
+class Pretrained:
+    """A checkpoint as a library sees it.
 
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
-    transpose: bool
-    stacked: bool
+    ``apply(params, batch)`` gives ``logits`` of the checkpoint's own head, where it has
+    one, and ``hidden``; ``labels`` are those of a classifier.
+    """
+
+    config: TransformerConfig
+    apply: Apply
+    params: Params
+    checkpoint: Checkpoint
+    head: str | None
 
     @property
-    def their_shape(self) -> tuple[int, ...]:
-        each = self.shape[1:] if self.stacked else self.shape
-        return each[::-1] if self.transpose else each
+    def labels(self) -> list[str]:
+        return stored_labels(self.checkpoint.hf)
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The ``transformers`` tokenizer of the directory.
 
-def _wanted(checkpoint: Checkpoint, shapes: dict[str, Any]) -> dict[str, _Parts]:
-    """The family's table, filled in for this model's stacks."""
-    table = {weight.ours: weight for weight in checkpoint.family.weights}
-    layers = dict(stack_names(checkpoint.config.stacks))
-    wanted = {}
-    for ours, leaf in shapes.items():
-        stack, _, rest = ours.partition("/")
-        weight = table[f"layers/{rest}" if stack in layers else ours]
-        numbers = layers.get(stack, ())
-        names = tuple(weight.theirs.format(layer=number) for number in numbers)
-        wanted[ours] = _Parts(
-            leaf.shape, names or (weight.theirs,), weight.transpose, bool(names)
-        )
-    return wanted
-
-
-def _check_names(
-    checkpoint: Checkpoint,
-    files: WeightFiles,
-    theirs: dict[str, str],
-    wanted: dict[str, _Parts],
-) -> None:
-    needed = {name: parts for parts in wanted.values() for name in parts.names}
-    missing = [name for name in needed if name not in theirs]
-    unexpected = [
-        theirs[name]
-        for name in theirs
-        if name not in needed and not checkpoint.family.ignores(name)
-    ]
-    misshapen = []
-    for name, parts in needed.items():
-        if name in theirs:
-            shape = files.shape(theirs[name])
-            if shape != parts.their_shape:
-                misshapen.append(
-                    f"{theirs[name]} {list(shape)} (config.json asks for"
-                    f" {list(parts.their_shape)})"
-                )
-    twice = [
-        f"{name} and {theirs[checkpoint.family.canonical(name)]}"
-        for name in files.names
-        if theirs[checkpoint.family.canonical(name)] != name
-    ]
-    no_floats = [
-        f"{theirs[name]} ({files.dtype(theirs[name])})"
-        for name in needed
-        if name in theirs
-        and not jnp.issubdtype(files.dtype(theirs[name]), jnp.floating)
-    ]
-    kinds = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "misshapen": misshapen,
-        "not floats": no_floats,
-        "the same weight twice": twice,
-    }
-    found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
-    if any(name.startswith("pooler.") for name in missing):
-        found.append("config.task.pooling=mean needs no pooler")
-    if found:
-        raise UserError(
-            f"{checkpoint.directory}: the weights do not fit config.json; "
-            + "; ".join(found)
-        )
-
-
-def _reader(
-    place: Path, files: WeightFiles, theirs: dict[str, str], parts: _Parts
-) -> Callable[[Any], np.ndarray]:
-    """Read the slice of our leaf that one device holds."""
-
-    def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        index = index[::-1] if parts.transpose else index
-        with np.errstate(over="ignore"):  # of f64: to infinity, which is refused
-            value = files.read(theirs[name], index).astype(np.float32)
-        if not np.isfinite(value).all():
+        Raises:
+          UserError: there is none.
+        """
+        directory = self.checkpoint.directory
+        if not any((directory / name).exists() for name in TOKENIZERS):
             raise UserError(
-                f"{place}: {theirs[name]} contains NaN or infinity (as float32); fetch"
-                " the model again, or take another"
+                f"{directory}: no tokenizer; one of {', '.join(TOKENIZERS)} must lie"
+                " beside config.json"
             )
-        return value.T if parts.transpose else value
+        from transformers import AutoTokenizer
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        if not parts.stacked:
-            return part(parts.names[0], index)
-        return np.stack([part(name, index[1:]) for name in parts.names[index[0]]])
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
-    return read
+
+def load(
+    source: str,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Rules = NO_RULES,
+    scan: bool = False,
+    remat: str = "none",
+    dtype: Any = jnp.float32,
+) -> Pretrained:
+    """A checkpoint with its own head, in f32, each device its part by byte range.
+
+    Without a ``mesh`` all is on the first device. ``scan`` runs layers by ``lax.scan``.
+
+    Raises:
+      UserError: no such source, an unsupported architecture, or weights that do not fit.
+    """
+    checkpoint = open_checkpoint(source)
+    head = own_head(checkpoint)
+    checkpoint = replace(checkpoint, config=fitted(checkpoint, head, scan))
+    make = partial(build, checkpoint, head, rules=rules, remat=remat, dtype=dtype)
+    model = functional(lambda rngs: make(rngs=rngs))
+    if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = jax.tree.map(lambda _: device, model.shapes)
+    else:
+        placed = rules.shardings(mesh, model.axes, model.shapes)
+    if checkpoint.weights is None:
+        params = jax.jit(model.init, out_shardings=placed)(jax.random.key(0))
+    else:
+        params = load_weights(checkpoint, model.shapes, placed, head)
+    return Pretrained(checkpoint.config, model.apply, params, checkpoint, head)
+
+
+def fitted(
+    checkpoint: Checkpoint, head: str | None, scan: bool = False
+) -> TransformerConfig:
+    """The config with the pooler that a head needs, and depth cut to run unrolled."""
+    config = checkpoint.config
+    pooler = head == "text" or (
+        head in ("tokens", "answers") and config.pooling.every_token
+    )
+    if not scan:
+        config = unrolled(config)
+    return replace(config, pooler=pooler)
+
+
+def unrolled(config: TransformerConfig) -> TransformerConfig:
+    """The same with a stack for every layer."""
+    decoder = None if config.decoder is None else unrolled(config.decoder)
+    return replace(config, splits=tuple(range(1, config.layers)), decoder=decoder)
+
+
+def logits(
+    source: str,
+    tokens: Sequence[Any] | np.ndarray,
+    mask: Sequence[Any] | np.ndarray | None = None,
+    *,
+    targets: Sequence[Any] | np.ndarray | None = None,
+    target_mask: Sequence[Any] | np.ndarray | None = None,
+) -> jax.Array:
+    """The logits of a checkpoint's own head, f32, deterministic.
+
+    ``tokens i32[B, S]``, ``mask bool[B, S]`` (True = real; by default all are). A head
+    of tokens or of language gives [B, S, L or V], one of texts [B, L]. An
+    encoder-decoder also takes ``targets i32[B, T]``, what its decoder has read, and
+    gives [B, T, V]. Positions are counted over real tokens: padding on either side
+    changes nothing.
+
+    Raises:
+      UserError: as ``load``, and where the checkpoint has no head, a token is not in
+        the vocabulary or there are more tokens than positions.
+    """
+    model = load(source)
+    where = model.checkpoint.directory
+    if model.head is None:
+        raise UserError(
+            f"{where}: a bare model without a head has no logits; take load(source)"
+            " and its outputs' hidden"
+        )
+    batch = make_batch(model.config, tokens, mask, str(where))
+    if model.config.decoder is not None:
+        if targets is None:
+            raise UserError(
+                f"{where}: an encoder-decoder needs targets, the tokens that its decoder"
+                " has read"
+            )
+        read = make_batch(model.config.decoder, targets, target_mask, str(where))
+        names = ("tokens", "segments", "positions")
+        batch |= {f"target_{name}": read[name] for name in names}
+    found = jax.jit(model.apply)(model.params, batch)["logits"]
+    return found[:, 0] if model.head == "text" else found
+
+
+def make_batch(
+    config: TransformerConfig, tokens: Any, mask: Any, where: str
+) -> Batch:
+    """One example a row, as ``apply`` wants it; see ``jaxlm.core.types.Batch``.
+
+    Raises:
+      UserError: shapes that do not fit, a token outside the vocabulary, or too many.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise UserError(
+            f"tokens: {tokens.dtype}{list(tokens.shape)} is not allowed; integers [B, S]"
+        )
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    if mask.shape != tokens.shape:
+        raise UserError(
+            f"mask: {list(mask.shape)} is not the shape of tokens, {list(tokens.shape)}"
+        )
+    real = tokens[mask]
+    if real.size and not 0 <= real.min() <= real.max() < config.vocab_size:
+        raise UserError(
+            f"{where}: tokens from {real.min()} to {real.max()}; its vocabulary has 0 to"
+            f" {config.vocab_size - 1}"
+        )
+    longest = int(mask.sum(1).max(initial=0))
+    if longest > config.max_positions:
+        raise UserError(
+            f"{where}: {longest} tokens are more than its {config.max_positions}"
+            " positions"
+        )
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    fields = {
+        "tokens": np.where(mask, tokens, 0),
+        "segments": mask,
+        "positions": positions,
+        "starts": mask.argmax(1)[:, None],
+    }
+    return {
+        **{name: jnp.asarray(value, jnp.int32) for name, value in fields.items()},
+        "mask": jnp.asarray(mask),
+    }

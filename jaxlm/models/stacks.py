@@ -1,16 +1,18 @@
 """Depth as a list of stacks of equal blocks, with stacked parameters.
 
 A stack is one block whose parameters have a leading axis of layers. It runs by
-``jax.lax.scan``, whose compile time does not grow with depth. Cutting a model into
-several stacks lets a rule (what is frozen, say) stop at a layer; stacks of one layer
-each are the unrolled model, which runs faster where a copy of a layer's parameters out
-of their stack counts, as on a CPU. The dropout keys are the same.
+``jax.lax.scan``, whose compile time does not grow with depth; where the kinds of its
+layers repeat a pattern (local, local, global), each turn of the scan runs the pattern
+once. Cutting a model into several stacks lets a rule (what is frozen, say) stop at a
+layer; stacks of one layer each are the unrolled model, which runs faster where a copy
+of a layer's parameters out of their stack counts, as on a CPU. The dropout keys are the
+same.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.core.types import Outputs
+from jaxlm.models.blocks import LayerCache, Shared
 
 
 def create_stack(
@@ -44,32 +47,110 @@ def run_stack(
     stack: nnx.Module,
     layers: range,
     x: jax.Array,
-    bias: jax.Array,
+    shared: Shared,
     key: jax.Array | None,
     *,
+    kinds: Sequence[int],
+    repeats: int = 1,
     remat: str,
     collect: Collection[str] = (),
-) -> tuple[jax.Array, Outputs]:
+    cache: LayerCache | None = None,
+) -> tuple[jax.Array, Outputs, LayerCache]:
     """``x [B, S, D]`` through the layers of a stack; see ``Block`` for the rest.
 
-    Layer n draws its dropout from ``fold_in(key, n)``, however the model is cut. What
-    the blocks collect comes back as ``[layers, B, ...]`` by its name.
+    ``kinds`` are those of its layers. Layer n draws its dropout from ``fold_in(key,
+    n)``, however the model is cut. What the blocks collect, and the cache, have a
+    leading axis of layers. ``repeats`` runs of each layer count as so many layers; they
+    have no cache.
     """
     graph, params = nnx.split(stack)
-    layer = layer_function(graph, remat, tuple(collect))
-    numbers = jnp.arange(layers.start, layers.stop)
-    if len(layers) == 1:
-        only = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), params)
-        x, found = layer(x, numbers[0], only, bias, key)
-        return x, jax.tree.map(lambda value: value[None], found)
-    return jax.lax.scan(
-        lambda x, each: layer(x, *each, bias, key), x, (numbers, params)
+    run = functools.partial(
+        _run_one, graph, remat, tuple(collect), shared=shared, key=key
     )
+    each = (jnp.arange(layers.start, layers.stop), params, cache)
+    if repeats > 1:
+        return _repeated(run, each, x, kinds, repeats)
+    period = _period(kinds)
+    whole = len(layers) - len(layers) % period
+    parts = []
+    if whole > period:
+        turns = jax.tree.map(
+            lambda leaf: leaf[:whole].reshape(-1, period, *leaf.shape[1:]), each
+        )
+
+        def turn(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
+            made = []
+            for place in range(period):
+                x, *rest = run(x, _layer(each, place), kinds[place])
+                made.append(rest)
+            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+
+        x, made = jax.lax.scan(turn, x, turns)
+        parts.append(
+            jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), made)
+        )
+    else:
+        whole = 0
+    for place in range(whole, len(layers)):
+        x, *rest = run(x, _layer(each, place), kinds[place])
+        parts.append(jax.tree.map(lambda leaf: leaf[None], rest))
+    found, kept = jax.tree.map(_joined, *parts) if len(parts) > 1 else parts[0]
+    return x, found, kept
+
+
+def _run_one(
+    graph: nnx.GraphDef[Any],
+    remat: str,
+    collect: tuple[str, ...],
+    x: jax.Array,
+    each: tuple[jax.Array, Any, LayerCache | None],
+    kind: int,
+    *,
+    shared: Shared,
+    key: jax.Array | None,
+) -> tuple[jax.Array, Outputs, LayerCache]:
+    """One layer: ``each`` is its number, its parameters and its cache."""
+    layer = layer_function(graph, remat, collect, kind)
+    return layer(x, *each, shared, key)
+
+
+def _repeated(
+    run: Callable[..., Any], each: Any, x: jax.Array, kinds: Sequence[int], repeats: int
+) -> tuple[jax.Array, Outputs, LayerCache]:
+    """Every layer so often, one run after another (ALBERT)."""
+    parts = []
+    for place, kind in enumerate(kinds):
+        number, params, _ = _layer(each, place)
+
+        def again(
+            x: jax.Array, number: jax.Array, params: Any = params, kind: int = kind
+        ) -> tuple[jax.Array, Outputs]:
+            x, found, _ = run(x, (number, params, None), kind)
+            return x, found
+
+        x, found = jax.lax.scan(again, x, number * repeats + jnp.arange(repeats))
+        parts.append(found)
+    return x, jax.tree.map(_joined, *parts) if len(parts) > 1 else parts[0], {}
+
+
+def _layer(each: Any, place: int) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.lax.index_in_dim(leaf, place, keepdims=False), each
+    )
+
+
+def _joined(*leaves: jax.Array) -> jax.Array:
+    return jnp.concatenate(leaves)
+
+
+def _period(kinds: Sequence[int]) -> int:
+    """The least number of layers after which the kinds repeat."""
+    return next(n for n in range(1, len(kinds) + 1) if kinds[n:] == kinds[:-n])
 
 
 @functools.lru_cache(maxsize=64)
 def layer_function(
-    graph: nnx.GraphDef[Any], remat: str, collect: tuple[str, ...]
+    graph: nnx.GraphDef[Any], remat: str, collect: tuple[str, ...], kind: int
 ) -> Callable[..., Any]:
     """A layer as a function, one for all layers that are alike: jax traces it once."""
 
@@ -77,11 +158,12 @@ def layer_function(
         x: jax.Array,
         number: jax.Array,
         params: Any,
-        bias: jax.Array,
+        cache: LayerCache | None,
+        shared: Shared,
         key: jax.Array | None,
     ) -> Any:
         layer_key = None if key is None else jax.random.fold_in(key, number)
-        return nnx.merge(graph, params)(x, bias, layer_key, collect)
+        return nnx.merge(graph, params)(x, shared, kind, layer_key, collect, cache)
 
     return jax.jit(rematerialise(layer, remat))
 

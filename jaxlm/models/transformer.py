@@ -13,166 +13,210 @@ from flax import nnx
 from jaxlm.core.grouping import stack_names
 from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.core.types import Batch, Outputs
-from jaxlm.models.attention import (
-    attention_bias,
-    attention_weights,
-    dense_attention,
-)
-from jaxlm.models.config import TransformerConfig
+from jaxlm.models.architecture import TransformerConfig
+from jaxlm.models.attention import attention_bias
+from jaxlm.models.blocks import ACTIVATION_AXES, Block, Shared
 from jaxlm.models.layers import (
     ACTIVATIONS,
     Embedding,
     LayerNorm,
     Linear,
     dropout,
+    make_norm,
     split_key,
 )
+from jaxlm.models.positions import bucket, distances, rotation, table_row
 from jaxlm.models.stacks import create_stack, run_stack
 
-ACTIVATION_AXES = ("batch", "sequence", "width")
 COLLECTED = ("hidden_states", "attention")
 """What may be asked for by ``collect``."""
+Cache = dict[str, Any]
+"""What is remembered of earlier tokens; see ``jaxlm.models.cache``."""
 
 
 class Embeddings(nnx.Module):
-    """Token, position and type vectors, summed and normalised (Devlin et al., 2019)."""
+    """Token, position and type vectors, summed, and normalised in most encoders."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        width, std = config.width, config.initializer_range
-        make = partial(
-            Embedding, initializer=jax.nn.initializers.normal(std), rngs=rngs
-        )
-        self.dropout = config.dropout
+        width, std = config.embedding_width, config.initializer_range
+        draw = jax.nn.initializers.normal(std)
+        make = partial(Embedding, initializer=draw, rngs=rngs)
+        self.config = config
         self.tokens = make((config.vocab_size, width), ("vocab", "width"))
-        self.positions = make((config.max_positions, width), (None, "width"))
-        self.types = make((config.type_vocab_size, width), (None, "width"))
-        self.norm = LayerNorm(width, config.norm_epsilon)
+        if config.learned_positions:
+            self.positions = make((config.position_rows, width), (None, "width"))
+        if config.type_vocab_size:
+            self.types = make((config.type_vocab_size, width), (None, "width"))
+        if config.projected:
+            self.projection = Linear(
+                (width, config.width),
+                ("embedding", "width"),
+                initializer=draw,
+                rngs=rngs,
+                bias=config.projection_bias,
+            )
+        if config.embedding_norm:
+            early = config.projected and config.projection == "after_norm"
+            self.norm = make_norm(config, width if early else config.width)
 
     def __call__(
         self, batch: Batch, dtype: jnp.dtype, key: jax.Array | None
     ) -> jax.Array:
+        config = self.config
         x = self.tokens(batch["tokens"], dtype)
-        x = x + self.positions(batch["positions"], dtype)
-        x = x + self.types(batch["types"], dtype)
-        return dropout(self.norm(x), self.dropout, key)
+        if config.embedding_scale != 1.0:
+            x = x * jnp.asarray(config.embedding_scale, dtype)
+        if config.learned_positions:
+            places = batch["positions"] + config.position_offset
+            x = x + self.positions(places, dtype)
+        if config.type_vocab_size:
+            types = batch.get("types", jnp.zeros_like(batch["tokens"]))
+            x = x + self.types(types, dtype)
+        if config.projected and config.projection == "before_norm":
+            x = self.projection(x)
+        if config.embedding_norm:
+            x = self.norm(x)
+        x = dropout(x, config.dropout, key)
+        if config.projected and config.projection == "after_norm":
+            x = self.projection(x)
+        return x
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention with its four linear maps."""
+class Layers(nnx.Module):
+    """The stacks of one Transformer, what they share, and the norm after them."""
 
-    def __init__(self, config: TransformerConfig, rules: Rules, rngs: nnx.Rngs):
-        width = config.width
-        make = partial(
-            Linear,
-            (width, width),
-            initializer=jax.nn.initializers.normal(config.initializer_range),
-            rngs=rngs,
-            rules=rules,
-        )
-        self.rules = rules
-        self.heads = config.heads
-        self.dropout = config.attention_dropout
-        self.query = make(axes=("width", "heads"))
-        self.key = make(axes=("width", "heads"))
-        self.value = make(axes=("width", "heads"))
-        self.output = make(axes=("heads", "width"))
+    def __init__(
+        self,
+        config: TransformerConfig,
+        rngs: nnx.Rngs,
+        *,
+        rules: Rules = NO_RULES,
+        remat: str = "none",
+    ):
+        self.config, self.rules, self.remat = config, rules, remat
+        # Drawn at once: new weights, and the head's, do not hang on how depth is cut.
+        keys = jax.random.split(rngs.params(), config.layers)
+        for name, layers in stack_names(config.stacks):
+            mine = keys[layers.start : layers.stop]
+            make = partial(Block, config, rules, first=layers == range(1))
+            setattr(self, name, create_stack(make, mine))
+        draw = jax.nn.initializers.normal(config.initializer_range)
+        table = partial(Embedding, initializer=draw, rngs=rngs)
+        if config.buckets:
+            self.relative = table((config.buckets.count, config.heads), (None, "heads"))
+        if config.disentangled:
+            rows = 2 * config.disentangled.span
+            self.relative = table((rows, config.width), (None, "width"))
+            if config.disentangled.norm:
+                self.relative_norm = LayerNorm(config.width, config.norm_epsilon)
+        if config.final_norm:
+            self.final_norm = make_norm(config)
 
-    def __call__(
+    def run(
         self,
         x: jax.Array,
-        bias: jax.Array,
+        batch: Batch,
         key: jax.Array | None,
-        collect: Collection[str],
-    ) -> tuple[jax.Array, Outputs]:
-        query, keys, value = (
-            self.rules.constrain(
-                part.reshape(*part.shape[:2], self.heads, -1),
-                ("batch", "sequence", "heads", "head_size"),
+        *,
+        cache: Cache | None = None,
+        memory: tuple[jax.Array | None, jax.Array] | None = None,
+        collect: Collection[str] = (),
+    ) -> Outputs:
+        """``x [B, S, D]`` through all layers: ``hidden``, what was asked for, ``cache``.
+
+        ``memory`` is the encoder's output [B, T, D], or None where the cache has it,
+        and its segments i32[B, T].
+        """
+        if unknown := [name for name in collect if name not in COLLECTED]:
+            allowed = ", ".join(COLLECTED)
+            raise ValueError(f"collect={unknown} is not allowed; any of: {allowed}")
+        config = self.config
+        x = embedded = self.rules.constrain(x, ACTIVATION_AXES)
+        shared, kept = self.share(batch, cache, memory, x.dtype)
+        found = []
+        for name, layers in stack_names(config.stacks):
+            x, values, mine = run_stack(
+                getattr(self, name),
+                layers,
+                x,
+                shared,
+                key,
+                kinds=[config.kind(layer) for layer in layers],
+                repeats=config.repeats,
+                remat=self.remat,
+                collect=collect,
+                cache=None if cache is None else cache[name],
             )
-            for part in (self.query(x), self.key(x), self.value(x))
-        )
-        y = dense_attention(
-            query,
-            keys,
-            value,
-            bias,
-            rate=self.dropout,
-            dropout_key=key,
-            rules=self.rules,
-        )
-        found = {}
-        if "attention" in collect:
-            found["attention"] = attention_weights(query, keys, bias)
-        return self.output(y.reshape(x.shape)), found
+            found.append(values)
+            if cache is not None:
+                kept[name] = mine
+        outputs = {"hidden": x, **join_layers(embedded, found)}
+        if config.final_norm:
+            outputs["hidden"] = self.final_norm(x)
+        if cache is not None:
+            outputs["cache"] = kept  # pyright: ignore[reportArgumentType]
+        return outputs
 
-
-class Mlp(nnx.Module):
-    """Two linear maps around an activation."""
-
-    def __init__(self, config: TransformerConfig, rules: Rules, rngs: nnx.Rngs):
-        make = partial(
-            Linear,
-            initializer=jax.nn.initializers.normal(config.initializer_range),
-            rngs=rngs,
-            rules=rules,
-        )
-        self.rules = rules
-        self.activation = config.activation
-        self.up = make((config.width, config.mlp_width), ("width", "mlp"))
-        self.down = make((config.mlp_width, config.width), ("mlp", "width"))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.rules.constrain(self.up(x), ("batch", "sequence", "mlp"))
-        return self.down(ACTIVATIONS[self.activation](y))
-
-
-class Block(nnx.Module):
-    """Attention and MLP, each added to its input and then normalised (post-norm).
-
-    Returns ``x [B, S, D]`` and, of what ``collect`` names, this layer's part.
-    """
-
-    def __init__(self, config: TransformerConfig, rules: Rules, rngs: nnx.Rngs):
-        self.rules = rules
-        self.dropout = config.dropout
-        self.attention = Attention(config, rules, rngs)
-        self.attention_norm = LayerNorm(config.width, config.norm_epsilon)
-        self.mlp = Mlp(config, rules, rngs)
-        self.mlp_norm = LayerNorm(config.width, config.norm_epsilon)
-
-    def __call__(
+    def share(
         self,
-        x: jax.Array,
-        bias: jax.Array,
-        key: jax.Array | None,
-        collect: Collection[str],
-    ) -> tuple[jax.Array, Outputs]:
-        weights_key, attention_key, mlp_key = split_key(key, 3)
-        with jax.named_scope("attention"):  # the names that a profile shows
-            y, found = self.attention(x, bias, weights_key, collect)
-        with jax.named_scope("residual"):
-            x = self.attention_norm(x + dropout(y, self.dropout, attention_key))
-        with jax.named_scope("mlp"):
-            y = self.mlp(x)
-        with jax.named_scope("residual"):
-            x = self.mlp_norm(x + dropout(y, self.dropout, mlp_key))
-        x = self.rules.constrain(x, ACTIVATION_AXES)
-        if "hidden_states" in collect:
-            found["hidden_states"] = x
-        return x, found
+        batch: Batch,
+        cache: Cache | None,
+        memory: tuple[jax.Array | None, jax.Array] | None,
+        dtype: jnp.dtype,
+    ) -> tuple[Shared, Cache]:
+        """What all layers read, and the part of the cache that is theirs together."""
+        config, segments = self.config, batch["segments"]
+        keys, slot, kept = segments, 0, {}
+        if cache is not None:
+            slot = cache["slot"]
+            keys = jax.lax.dynamic_update_slice(cache["segments"], segments, (0, slot))
+            kept = {"segments": keys, "slot": slot + segments.shape[1]}
+        bias = partial(
+            attention_bias, segments, keys, start=slot, causal=config.causal
+        )
+        biases = [bias(reach=kind.reach) for kind in config.kinds]
+        apart = distances(
+            slot + jnp.arange(segments.shape[1]), jnp.arange(keys.shape[1])
+        )
+        relative = None
+        if config.buckets:
+            rows = bucket(apart, config.buckets, config.causal)
+            extra = self.relative(rows, jnp.dtype(jnp.float32))  # [S, T, H]
+            biases = [each + jnp.moveaxis(extra, -1, 0)[None] for each in biases]
+        if config.disentangled:
+            table = self.relative.embedding[...].astype(dtype)
+            if config.disentangled.norm:
+                table = self.relative_norm(table)
+            relative = table, table_row(apart, config.disentangled)
+        rotations = [
+            rotation(kind.rope, batch["positions"]) if kind.rope else None
+            for kind in config.kinds
+        ]
+        there = None if memory is None else attention_bias(segments, memory[1])
+        shared = Shared(
+            segments,
+            tuple(biases),
+            tuple(rotations),
+            relative,
+            memory=None if memory is None else memory[0],
+            memory_bias=there,
+            slot=jnp.asarray(slot, jnp.int32),
+        )
+        return shared, kept
 
 
-class Transformer(nnx.Module):
+class Transformer(Layers):
     """Tokens to hidden states.
 
     Called with a batch (see ``jaxlm.core.types.Batch``; ``types i32[B, S]`` is
     optional) it returns ``hidden [B, S, D]`` and, with a pooler, ``pooled [B, P, D]``:
-    the first token of every segment through a tanh layer. ``collect`` adds
+    a vector of every segment, as ``config.pooling`` says. ``collect`` adds
     ``hidden_states [B, layers + 1, S, D]``, those of the embeddings and of every layer,
-    and ``attention f32[B, layers, H, S, S]``, the weights before dropout.
+    and ``attention f32[B, layers, H, S, S]``, the weights before dropout. A causal one
+    takes a ``cache`` (``jaxlm.models.cache``) and returns it with the batch's tokens.
 
     Raises:
-      ValueError: ``collect`` has another name, or there is a ``cache``.
+      ValueError: ``collect`` has another name, or an encoder is given a ``cache``.
     """
 
     def __init__(
@@ -184,60 +228,75 @@ class Transformer(nnx.Module):
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
     ):
-        self.config, self.rules, self.dtype = config, rules, dtype
-        self.remat = remat
+        self.dtype = dtype
         self.embeddings = Embeddings(config, rngs)
-        # Drawn at once: new weights, and the head's, do not hang on how depth is cut.
-        keys = jax.random.split(rngs.params(), config.layers)
-        for name, layers in stack_names(config.stacks):
-            mine = keys[layers.start : layers.stop]
-            setattr(self, name, create_stack(partial(Block, config, rules), mine))
-        if config.pooler:
-            self.pooler = Linear(
-                (config.width, config.width),
-                ("width", "width_out"),
-                initializer=jax.nn.initializers.normal(config.initializer_range),
-                rngs=rngs,
-                rules=rules,
-            )
+        super().__init__(config, rngs, rules=rules, remat=remat)
+        if config.pooler and config.pooling.dense:
+            self.pooler = Pooler(config, rngs, rules)
 
     def __call__(
         self,
         batch: Batch,
         key: jax.Array | None = None,
         *,
-        cache: Any = None,
+        cache: Cache | None = None,
         collect: Collection[str] = (),
     ) -> Outputs:
-        if cache is not None:
+        config = self.config
+        if cache is not None and not config.causal:
             raise ValueError("an encoder has no cache; cache=None alone is allowed")
-        if unknown := [name for name in collect if name not in COLLECTED]:
-            allowed = ", ".join(COLLECTED)
-            raise ValueError(f"collect={unknown} is not allowed; any of: {allowed}")
-        if "types" not in batch:
-            batch = {**batch, "types": jnp.zeros_like(batch["tokens"])}
         embeddings_key, layers_key = split_key(key, 2)
-        bias = attention_bias(batch["segments"])
         with jax.named_scope("embeddings"):
             x = self.embeddings(batch, self.dtype, embeddings_key)
-        x = embedded = self.rules.constrain(x, ACTIVATION_AXES)
-        found = []
-        for name, layers in stack_names(self.config.stacks):
-            x, values = run_stack(
-                getattr(self, name),
-                layers,
-                x,
-                bias,
-                layers_key,
-                remat=self.remat,
-                collect=collect,
-            )
-            found.append(values)
-        outputs = {"hidden": x, **join_layers(embedded, found)}
-        if self.config.pooler:
-            first = jnp.take_along_axis(x, batch["starts"][:, :, None], axis=1)
-            outputs["pooled"] = jnp.tanh(self.pooler(first))
+        outputs = self.run(x, batch, layers_key, cache=cache, collect=collect)
+        if config.pooler:
+            pooled = pool(outputs["hidden"], batch, config.pooling.reads)
+            outputs["pooled"] = self.pooler(pooled) if config.pooling.dense else pooled
         return outputs
+
+
+class Pooler(Linear):
+    """A linear map of vectors, an activation and perhaps a norm; see ``config.Pooler``."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, rules: Rules):
+        pooling = config.pooling
+        super().__init__(
+            (config.width, config.width),
+            ("width", "width_out"),
+            initializer=jax.nn.initializers.normal(config.initializer_range),
+            rngs=rngs,
+            rules=rules,
+            bias=pooling.bias,
+        )
+        self.activation, self.normalises = pooling.activation, pooling.norm
+        if pooling.norm:
+            self.norm = make_norm(config)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = ACTIVATIONS[self.activation](super().__call__(x))
+        return self.norm(y) if self.normalises else y
+
+
+def pool(hidden: jax.Array, batch: Batch, reads: str) -> jax.Array:
+    """A vector of every segment: ``[B, S, D] -> [B, P, D]``.
+
+    ``reads``: that of its ``first`` or ``last`` token, or the ``mean`` of all. Segment
+    p + 1 of a row is example p; the mean of an absent one is zeros. Means are summed
+    and counted in fp32: bf16 cannot count beyond 256.
+    """
+    starts = batch["starts"]
+    if reads == "first":
+        return jnp.take_along_axis(hidden, starts[:, :, None], axis=1)
+    numbers = jnp.arange(1, starts.shape[1] + 1)[None, :, None]
+    member = batch["segments"][:, None, :] == numbers  # [B, P, S]
+    if reads == "last":
+        length = member.sum(-1)
+        last = starts + jnp.maximum(length, 1) - 1
+        return jnp.take_along_axis(hidden, last[:, :, None], axis=1)
+    weights = member.astype(jnp.float32)
+    count = jnp.maximum(weights.sum(-1, keepdims=True), 1)
+    total = jnp.einsum("bps,bsd->bpd", weights, hidden.astype(jnp.float32))
+    return (total / count).astype(hidden.dtype)
 
 
 def join_layers(embedded: jax.Array, stacks: Sequence[Outputs]) -> Outputs:

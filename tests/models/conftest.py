@@ -48,8 +48,9 @@ def open_model():
     ``pooler`` and the keywords of ``Transformer`` may be given.
     """
     from jaxlm.models.functional import functional
-    from jaxlm.models.pretrained import load_weights, open_checkpoint
+    from jaxlm.models.pretrained import open_checkpoint
     from jaxlm.models.transformer import Transformer
+    from jaxlm.models.weights import load_weights
 
     def load(directory, pooler=False, splits=(), **options):
         checkpoint = open_checkpoint(str(directory))
@@ -58,7 +59,9 @@ def open_model():
         model = functional(partial(Transformer, config, **options))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         placed = jax.tree.map(lambda _: device, model.shapes)
-        params = load_weights(checkpoint, model.shapes, placed)
+        params = load_weights(
+            checkpoint, {"backbone": model.shapes}, {"backbone": placed}
+        )["backbone"]
         return SimpleNamespace(
             checkpoint=checkpoint, config=config, params=params, **vars(model)
         )
@@ -69,7 +72,7 @@ def open_model():
 @pytest.fixture(scope="session")
 def tiny_config():
     """A model that compiles fast."""
-    from jaxlm.models.config import TransformerConfig
+    from jaxlm.models.architecture import TransformerConfig
 
     return TransformerConfig(
         vocab_size=50,

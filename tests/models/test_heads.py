@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlm.models.functional import functional
-from jaxlm.models.heads import Head, segment_mean
+from jaxlm.models.heads import Head
+from jaxlm.models.transformer import pool
 from jaxlm.models.transformer import Transformer
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [0, 1, 0, 0, 0, 0, 0]], np.int32)
@@ -15,7 +16,7 @@ BATCH = {"segments": SEGMENTS, "starts": np.zeros((2, 3), np.int32)}
 
 def test_segment_mean_equals_numpy_s():
     hidden = np.random.default_rng(0).normal(size=(2, 7, 4)).astype(np.float32)
-    found = segment_mean(jnp.asarray(hidden), BATCH)
+    found = pool(jnp.asarray(hidden), BATCH, "mean")
     expected = np.zeros((2, 3, 4))
     for row, place in [(0, 0), (0, 1), (1, 0)]:
         expected[row, place] = hidden[row][SEGMENTS[row] == place + 1].mean(axis=0)
@@ -23,13 +24,13 @@ def test_segment_mean_equals_numpy_s():
 
 
 def test_an_absent_example_has_a_mean_of_zero():
-    found = segment_mean(jnp.ones((2, 7, 4)), BATCH)
+    found = pool(jnp.ones((2, 7, 4)), BATCH, "mean")
     assert (np.asarray(found)[[0, 1, 1], [2, 1, 2]] == 0).all()
 
 
 def test_a_bf16_mean_counts_beyond_256_tokens():
     batch = {"segments": np.ones((1, 301), np.int32), "starts": np.zeros((1, 1))}
-    found = segment_mean(jnp.ones((1, 301, 2), jnp.bfloat16), batch)
+    found = pool(jnp.ones((1, 301, 2), jnp.bfloat16), batch, "mean")
     assert found.dtype == jnp.bfloat16
     assert (np.asarray(found, np.float32) == 1).all()
 

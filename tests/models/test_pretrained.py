@@ -16,8 +16,9 @@ from jaxlm.core.trees import flatten
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.models.families.bert import BERT
 from jaxlm.models.functional import functional
-from jaxlm.models.pretrained import load_weights, open_checkpoint
+from jaxlm.models.pretrained import open_checkpoint
 from jaxlm.models.transformer import Transformer
+from jaxlm.models.weights import load_weights
 
 CONFIG = {
     "model_type": "bert",
@@ -171,6 +172,12 @@ def test_the_dropout_of_the_head_is_that_of_the_layers_where_none(save):
     assert open_checkpoint(str(folder)).config.head_dropout == 0.2
 
 
+def load_backbone(checkpoint, shapes, placed):
+    return load_weights(checkpoint, {"backbone": shapes}, {"backbone": placed})[
+        "backbone"
+    ]
+
+
 MESH = {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
 RULES = Rules.of(
     {
@@ -190,7 +197,7 @@ def test_weights_born_on_a_mesh_equal_those_on_one_device(save, open_model):
     plain = open_model(folder, pooler=True)
     mesh, _ = make_mesh(MESH)
     placed = RULES.shardings(mesh, plain.axes, plain.shapes)
-    params = load_weights(plain.checkpoint, plain.shapes, placed)
+    params = load_backbone(plain.checkpoint, plain.shapes, placed)
     check_loaded(params, tensors)
     kernel = params["layers"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.is_equivalent_to(
@@ -208,7 +215,7 @@ def test_a_model_on_a_mesh_computes_what_one_device_does(save, open_model, make_
     batch = make_batch([[(random.integers(1, 40, n), 0)] for n in (8, 3, 5, 7)], 8)
     expected = jax.jit(plain.apply)(plain.params, batch)["hidden"]
     placed = RULES.shardings(mesh, model.axes, model.shapes)
-    params = load_weights(model.checkpoint, model.shapes, placed)
+    params = load_backbone(model.checkpoint, model.shapes, placed)
     with jax.set_mesh(mesh):
         found = jax.jit(model.apply)(params, batch)["hidden"]
     # The same sums in two parts: fp32 rounding.

@@ -5,24 +5,32 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxlm.core.errors import UserError
-from jaxlm.models.config import TransformerConfig
+from jaxlm.core.trees import BACKBONE
+from jaxlm.models.architecture import TransformerConfig
+
+MOST_LAYERS = 1000
+"""The names of every layer's weights are listed: a wrong number must not be endless."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One row of a family's table: our name, theirs, and whether it is transposed.
+    """One row of a family's table: our name, theirs, and how theirs lies.
 
     ``{layer}`` in their name is the number of the layer along our stacked first axis.
-    PyTorch keeps a linear layer as [out, in], we as [in, out].
+    ``transpose`` reverses the axes: PyTorch keeps a linear layer as [out, in], we as
+    [in, out]. Where several of ours are one of theirs, side by side along its outputs,
+    ``part`` is (which, of how many); ``by_head``: side by side within every head.
     """
 
     ours: str
     theirs: str
     transpose: bool = False
+    part: tuple[int, int] = (0, 1)
+    by_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,12 +40,33 @@ class Family:
     model_type: str
     to_config: Callable[[Mapping[str, Any]], TransformerConfig]
     weights: tuple[Weight, ...]
+    """The backbone's, our names from its root."""
     prefix: str
     """What their names start with inside a checkpoint that has a head (``bert.``)."""
+    heads: Mapping[str, tuple[Weight, ...]] = field(default_factory=dict)
+    """By the kind of a head (``HEADS``), its weights, our names from the model's root.
+
+    What it needs of the backbone and other checkpoints lack, a pooler say, is here too.
+    """
+    untied: tuple[Weight, ...] = ()
+    """Rows of the head ``language`` that hold where it has a kernel of its own."""
+    pretraining: str = "language"
+    """The head of ``...ForPreTraining``."""
     ignored: tuple[str, ...] = ()
-    """Patterns of their names that a backbone does not need: buffers, other heads."""
+    """Patterns of their names that we have no use for: buffers, other heads."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Older spellings: (pattern, replacement), tried on every name of a checkpoint."""
+
+    def table(self, head: str | None, tied: bool = True) -> dict[str, Weight]:
+        """By our name, the rows of a whole model under one of the heads, or under none.
+
+        A head that the family does not have has no rows.
+        """
+        rows = {f"{BACKBONE}/{row.ours}": row for row in self.weights}
+        rows |= {row.ours: row for row in self.heads.get(head or "", ())}
+        if head == "language" and not tied:
+            rows |= {row.ours: row for row in self.untied}
+        return rows
 
     def canonical(self, name: str) -> str:
         """A checkpoint's name without its prefix, in today's spelling."""
@@ -47,8 +76,36 @@ class Family:
         return name
 
     def ignores(self, name: str) -> bool:
-        """Whether a canonical name is known and not needed."""
+        """Whether a canonical name is known and not needed: of a head, or a buffer."""
+        known = {row.theirs for rows in self.heads.values() for row in rows}
+        known |= {row.theirs for row in self.untied}
+        if name in known:
+            return True
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+
+HEADS = {
+    "ForMaskedLM": "language",
+    "ForCausalLM": "language",
+    "LMHeadModel": "language",
+    "ForConditionalGeneration": "language",
+    "ForTokenClassification": "tokens",
+    "ForSequenceClassification": "text",
+    "ForQuestionAnswering": "answers",
+}
+"""How the name of a transformers class ends, and the kind of its head."""
+
+
+def linear(ours: str, theirs: str, bias: bool = True) -> tuple[Weight, ...]:
+    """The rows of a linear layer."""
+    kernel = Weight(f"{ours}/kernel", f"{theirs}.weight", transpose=True)
+    return (kernel, Weight(f"{ours}/bias", f"{theirs}.bias"))[: 1 + bias]
+
+
+def norm(ours: str, theirs: str, bias: bool = True) -> tuple[Weight, ...]:
+    """The rows of a normalisation."""
+    scale = Weight(f"{ours}/scale", f"{theirs}.weight")
+    return (scale, Weight(f"{ours}/bias", f"{theirs}.bias"))[: 1 + bias]
 
 
 def require(hf: Mapping[str, Any], key: str, allowed: Mapping[Any, Any]) -> Any:
@@ -60,6 +117,29 @@ def require(hf: Mapping[str, Any], key: str, allowed: Mapping[Any, Any]) -> Any:
             f"config.json: {key}={value!r} is not supported; allowed: {names}"
         )
     return allowed[value]
+
+
+def flag(hf: Mapping[str, Any], key: str, default: bool) -> bool:
+    """An option of config.json that is true or false."""
+    return require(hf, key, {default: default, not default: not default})
+
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+def activation(hf: Mapping[str, Any], key: str, default: str = "gelu") -> str:
+    """Our name for an activation of config.json."""
+    return require({key: default, **hf}, key, ACTIVATIONS)
 
 
 def read(
@@ -84,3 +164,35 @@ def read(
             f" below {below}"
         )
     return kind(value)
+
+
+def optional(hf: Mapping[str, Any], key: str, kind: type, **limits: Any) -> Any:
+    """A number of config.json, or None where it is absent or null."""
+    return None if hf.get(key) is None else read(hf, key, kind, **limits)
+
+
+def divide(hf: Mapping[str, Any], width: str, heads: str) -> int:
+    """The size of a head; refuses a width that the heads do not divide."""
+    sizes = (read(hf, width, int, least=1), read(hf, heads, int, least=1))
+    if sizes[0] % sizes[1]:
+        raise UserError(
+            f"config.json: {width}={sizes[0]} does not divide by {heads}={sizes[1]}"
+        )
+    return sizes[0] // sizes[1]
+
+
+def layer_types(hf: Mapping[str, Any], layers: int, default: list[str]) -> list[str]:
+    """Whether each layer is ``full_attention`` or ``sliding_attention``."""
+    types = hf.get("layer_types") or default
+    allowed = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or not all(each in allowed for each in types):
+        raise UserError(
+            f"config.json: layer_types={types!r} is not supported; a list of"
+            f" {' and '.join(allowed)}"
+        )
+    if len(types) != layers:
+        raise UserError(
+            f"config.json: layer_types has {len(types)} layers, num_hidden_layers is"
+            f" {layers}"
+        )
+    return types

@@ -1,0 +1,106 @@
+"""Rotary positions as a config.json describes them: their base, and their scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlm.core.errors import UserError
+from jaxlm.models.architecture import Rope
+from jaxlm.models.families.base import read
+
+SCALINGS = ("default", "linear", "llama3", "yarn")
+
+
+def read_rope(
+    hf: Mapping[str, Any],
+    size: int,
+    *,
+    theta: float = 10_000.0,
+    layer_type: str | None = None,
+) -> Rope:
+    """The rotation of heads of ``size``; ``theta`` where config.json gives no base.
+
+    transformers 5 writes ``rope_parameters`` (one for each ``layer_type`` where these
+    differ), its predecessors ``rope_theta`` and ``rope_scaling``.
+
+    Raises:
+      UserError: a scaling that we lack, or one whose numbers are missing.
+    """
+    given = hf.get("rope_parameters") or {}
+    if isinstance(given, Mapping) and layer_type in given:
+        given = given[layer_type] or {}
+    older = hf.get("rope_scaling") or {}
+    for name, value in (("rope_parameters", given), ("rope_scaling", older)):
+        if not isinstance(value, Mapping):
+            raise UserError(f"config.json: {name}={value!r} is not allowed; an object")
+    options = {"rope_theta": hf.get("rope_theta", theta), **older, **given}
+    kind = options.get("rope_type", options.get("type", "default"))
+    if kind not in SCALINGS:
+        raise UserError(
+            f"config.json: rope_type={kind!r} is not supported; allowed:"
+            f" {', '.join(SCALINGS)}"
+        )
+    base = read(options, "rope_theta", float, least=1, below=2**62)
+    frequencies = 1.0 / base ** (np.arange(0, size, 2, dtype=np.float32) / size)
+    magnitude = 1.0
+    if kind == "linear":  # https://arxiv.org/abs/2306.15595
+        frequencies = frequencies / read(options, "factor", float)
+    elif kind == "llama3":
+        frequencies = _llama3(frequencies, options)
+    elif kind == "yarn":
+        frequencies, magnitude = _yarn(frequencies, base, hf, options)
+    return Rope(tuple(float(each) for each in np.float32(frequencies)), magnitude)
+
+
+def _llama3(frequencies: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
+    """Slow rotations slowed down by a factor, fast ones kept, and a ramp between.
+
+    (Llama 3.1, arXiv:2407.21783, section 3.4; the numbers of its published code.)
+    """
+    factor = read(options, "factor", float)
+    low = read(options, "low_freq_factor", float)
+    high = read(options, "high_freq_factor", float)
+    turns = frequencies * read(options, "original_max_position_embeddings", int)
+    turns = turns / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - smooth) * frequencies / factor + smooth * frequencies
+
+
+def _yarn(
+    frequencies: np.ndarray,
+    base: float,
+    hf: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> tuple[np.ndarray, float]:
+    """YaRN (Peng et al., 2023, arXiv:2309.00071, section 3.2 and equation 22)."""
+    original = read(options, "original_max_position_embeddings", int, least=1)
+    factor = options.get("factor")
+    if factor is None:
+        factor = read(hf, "max_position_embeddings", int) / original
+    factor = read({"factor": factor}, "factor", float)
+    half = len(frequencies)
+
+    def dimension(turns: float) -> float:
+        return half * math.log(original / (turns * 2 * math.pi)) / math.log(base)
+
+    first = dimension(options.get("beta_fast") or 32)
+    last = dimension(options.get("beta_slow") or 1)
+    if options.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * half - 1)
+    ramp = (np.arange(half, dtype=np.float32) - first) / max(last - first, 0.001)
+    ramp = np.clip(ramp, 0, 1)
+    scaled = frequencies / factor * ramp + frequencies * (1 - ramp)
+
+    def growth(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    magnitude = options.get("attention_factor")
+    if magnitude is None:
+        upper, lower = options.get("mscale"), options.get("mscale_all_dim")
+        magnitude = growth(upper) / growth(lower) if upper and lower else growth(1)
+    return scaled, read({"attention_factor": magnitude}, "attention_factor", float)

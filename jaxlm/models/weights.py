@@ -1,0 +1,214 @@
+"""Weights by a family's table: named leaves, each device its own part by byte range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.grouping import ungrouped
+from jaxlm.core.safetensors import WeightFiles
+from jaxlm.core.trees import flatten, unflatten
+from jaxlm.core.types import Params
+from jaxlm.models.architecture import TransformerConfig
+from jaxlm.models.families import Family, Weight
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in the Hugging Face layout: config.json, weights, tokenizer.
+
+    ``weights`` is None for ``random:`` sources, whose parameters are all new.
+    """
+
+    directory: Path
+    family: Family
+    config: TransformerConfig
+    hf: dict[str, Any]
+    weights: WeightFiles | None
+
+
+def load_weights(
+    checkpoint: Checkpoint, shapes: Params, shardings: Params, head: str | None = None
+) -> Params:
+    """Read a model's parameters, each device its own part by byte range.
+
+    ``shapes`` and ``shardings`` are the model's trees (see ``Model``), its backbone
+    under ``backbone``. ``head`` is the kind of head that the checkpoint is to give
+    besides (see ``Family.heads``). Leaves come as f32; those that no table names, a new
+    task's head, are left out.
+
+    Raises:
+      UserError: all missing, unexpected and misshapen names, in one message; or a
+        name that holds NaN or infinity.
+    """
+    files = checkpoint.weights
+    if files is None:
+        raise ValueError("a random: checkpoint has no weights to load")
+    theirs = {checkpoint.family.canonical(name): name for name in files.names}
+    wanted = _wanted(checkpoint, flatten(shapes), head)
+    _check_names(checkpoint, files, theirs, wanted)
+    flat_shardings = flatten(shardings)
+    loaded = {}
+    for ours, source in wanted.items():
+        read = _reader(checkpoint.directory, files, theirs, source)
+        loaded[ours] = jax.make_array_from_callback(
+            source.shape, flat_shardings[ours], read
+        )
+    return unflatten(loaded)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one of our leaves comes from: their names along the axis of layers.
+
+    ``heads`` is how many there are, where ours lie side by side within each.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    row: Weight
+    stacked: bool
+    heads: int
+
+    @property
+    def each(self) -> tuple[int, ...]:
+        """Our shape of one layer."""
+        return self.shape[1:] if self.stacked else self.shape
+
+    @property
+    def their_shape(self) -> tuple[int, ...]:
+        *rest, last = self.each
+        shape = (*rest, last * self.row.part[1])
+        return shape[::-1] if self.row.transpose else shape
+
+    def read(
+        self, index: tuple[slice, ...], read: Callable[[Any], np.ndarray]
+    ) -> np.ndarray:
+        """A slice of our leaf of one layer; ``read`` gives one of theirs."""
+        which, parts = self.row.part
+        if parts == 1:
+            return self._turned(read(self._turned_index(index)))
+        *rest, last = index
+        start, stop, _ = last.indices(self.each[-1])
+        if not self.row.by_head:
+            offset = which * self.each[-1]
+            their = (*rest, slice(start + offset, stop + offset))
+            return self._turned(read(self._turned_index(their)))
+        # What every head of the slice has, of which one part is ours.
+        size = self.each[-1] // self.heads
+        first, end = start // size, -(-stop // size)
+        their = (*rest, slice(first * parts * size, end * parts * size))
+        value = self._turned(read(self._turned_index(their)))
+        value = value.reshape(*value.shape[:-1], end - first, parts, size)
+        mine = value[..., which, :].reshape(*value.shape[:-3], -1)
+        return mine[..., start - first * size : stop - first * size]
+
+    def _turned(self, value: np.ndarray) -> np.ndarray:
+        return value.T if self.row.transpose else value
+
+    def _turned_index(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
+        return index[::-1] if self.row.transpose else index
+
+
+def _wanted(
+    checkpoint: Checkpoint, shapes: dict[str, Any], head: str | None
+) -> dict[str, Source]:
+    """The family's table, filled in for this model's stacks."""
+    config = checkpoint.config
+    language = (config.decoder or config).language
+    table = checkpoint.family.table(head, tied=language is None or language.tied)
+    wanted = {}
+    for ours, leaf in shapes.items():
+        name, part = ungrouped(ours)
+        row = table.get(name)
+        if row is None:
+            continue
+        stacked = "layers" in name.split("/")
+        numbers = range(*part.indices(part.stop or leaf.shape[0])) if stacked else [0]
+        names = tuple(row.theirs.format(layer=number) for number in numbers)
+        wanted[ours] = Source(leaf.shape, names, row, stacked, config.heads)
+    return wanted
+
+
+def _check_names(
+    checkpoint: Checkpoint,
+    files: WeightFiles,
+    theirs: dict[str, str],
+    wanted: dict[str, Source],
+) -> None:
+    needed = {name: source for source in wanted.values() for name in source.names}
+    missing = [name for name in needed if name not in theirs]
+    unexpected = [
+        theirs[name]
+        for name in theirs
+        if name not in needed and not checkpoint.family.ignores(name)
+    ]
+    misshapen = []
+    for name, source in needed.items():
+        if name in theirs:
+            shape = files.shape(theirs[name])
+            if shape != source.their_shape:
+                misshapen.append(
+                    f"{theirs[name]} {list(shape)} (config.json asks for"
+                    f" {list(source.their_shape)})"
+                )
+    twice = [
+        f"{name} and {theirs[checkpoint.family.canonical(name)]}"
+        for name in files.names
+        if theirs[checkpoint.family.canonical(name)] != name
+    ]
+    no_floats = [
+        f"{theirs[name]} ({files.dtype(theirs[name])})"
+        for name in needed
+        if name in theirs
+        and not jnp.issubdtype(files.dtype(theirs[name]), jnp.floating)
+    ]
+    kinds = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "misshapen": misshapen,
+        "not floats": no_floats,
+        "the same weight twice": twice,
+    }
+    found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if any(name.startswith("pooler.") for name in missing):
+        found.append("config.task.pooling=mean needs no pooler")
+    if found:
+        raise UserError(
+            f"{checkpoint.directory}: the weights do not fit config.json; "
+            + "; ".join(found)
+        )
+
+
+def _reader(
+    place: Path, files: WeightFiles, theirs: dict[str, str], source: Source
+) -> Callable[[Any], np.ndarray]:
+    """Read the slice of our leaf that one device holds."""
+
+    def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return source.read(index, lambda their: checked(name, their))
+
+    def checked(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        with np.errstate(over="ignore"):  # of f64: to infinity, which is refused
+            value = files.read(theirs[name], index).astype(np.float32)
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{place}: {theirs[name]} contains NaN or infinity (as float32); fetch"
+                " the model again, or take another"
+            )
+        return value
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if not source.stacked:
+            return part(source.names[0], index)
+        names: Iterable[str] = source.names[index[0]]
+        return np.stack([part(name, index[1:]) for name in names])
+
+    return read
