@@ -90,10 +90,10 @@ def weighted_sum(
     dropout_key: jax.Array | None = None,
     rules: Rules = NO_RULES,
 ) -> jax.Array:
-    """The mean of the values by the softmax of the scores (Vaswani et al., 2017, eq. 1).
+    """The mean of values by the softmax of scores (Vaswani et al., 2017, eq. 1).
 
-    ``scores f32[B, H, S, T]``, ``value [B, T, G, K]``, each for H / G heads; returns [B,
-    S, H, K]. ``rate`` drops attention weights, as BERT does.
+    ``scores f32[B, H, S, T]``, ``value [B, T, G, K]``, each for H / G heads; returns
+    [B, S, H, K]. ``rate`` drops attention weights, as BERT does.
 
     The softmax divides the weighted sum instead of the weights (as in FlashAttention,
     arXiv:2205.14135): a row of its gradient then sums over K numbers, not S.
@@ -134,9 +134,5 @@ def dense_attention(
     rules: Rules = NO_RULES,
 ) -> jax.Array:
     """Scaled dot-product attention: ``attention_scores``, then ``weighted_sum``."""
-    scores = attention_scores(
-        query, key, bias, scale=scale, cap=cap, relative=relative
-    )
-    return weighted_sum(
-        scores, value, rate=rate, dropout_key=dropout_key, rules=rules
-    )
+    scores = attention_scores(query, key, bias, scale=scale, cap=cap, relative=relative)
+    return weighted_sum(scores, value, rate=rate, dropout_key=dropout_key, rules=rules)

@@ -202,9 +202,7 @@ class Attention(nnx.Module):
         return total
 
 
-def written(
-    cached: jax.Array, new: jax.Array, slot: jax.Array | None
-) -> jax.Array:
+def written(cached: jax.Array, new: jax.Array, slot: jax.Array | None) -> jax.Array:
     """``new [B, S, G, K]`` in its place among what is cached, [B, T, G, K]."""
     start = (0, jnp.asarray(slot, jnp.int32), 0, 0)
     return jax.lax.dynamic_update_slice(cached, new.astype(cached.dtype), start)

@@ -79,7 +79,7 @@ def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """An affine map of the last dimension; kernel f32[in, out], bias f32[out] or none."""
+    """An affine map of the last dimension; kernel f32[in, out], maybe bias f32[out]."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class LayerNorm(nnx.Module):
 class RmsNorm(nnx.Module):
     """Division by the root mean square (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
-    Computed in fp32. ``offset`` is added to ``scale f32[D]``, which starts at 1 less it.
+    Computed in fp32. ``offset`` is added to ``scale f32[D]``, which starts at 1 - offset.
     """
 
     def __init__(

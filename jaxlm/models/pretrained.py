@@ -124,7 +124,7 @@ def stored_labels(hf: dict[str, Any]) -> list[str]:
 def build(
     checkpoint: Checkpoint, head: str | None, rngs: nnx.Rngs, **options: Any
 ) -> nnx.Module:
-    """The module of a checkpoint under a kind of head; ``options`` of ``Transformer``."""
+    """The module of a checkpoint under a head; ``options`` of ``Transformer``."""
     config, rows = checkpoint.config, checkpoint.family.table(head)
     backbone = make_backbone(config, rngs, **options)
     if head is None:
@@ -196,7 +196,7 @@ def load(
     Without a ``mesh`` all is on the first device. ``scan`` runs layers by ``lax.scan``.
 
     Raises:
-      UserError: no such source, an unsupported architecture, or weights that do not fit.
+      UserError: no such source, another architecture, or weights that do not fit.
     """
     checkpoint = open_checkpoint(source)
     head = own_head(checkpoint)
@@ -265,8 +265,8 @@ def logits(
     if model.config.decoder is not None:
         if targets is None:
             raise UserError(
-                f"{where}: an encoder-decoder needs targets, the tokens that its decoder"
-                " has read"
+                f"{where}: an encoder-decoder needs targets, the tokens that its"
+                " decoder has read"
             )
         read = make_batch(model.config.decoder, targets, target_mask, str(where))
         names = ("tokens", "segments", "positions")
@@ -275,9 +275,7 @@ def logits(
     return found[:, 0] if model.head == "text" else found
 
 
-def make_batch(
-    config: TransformerConfig, tokens: Any, mask: Any, where: str
-) -> Batch:
+def make_batch(config: TransformerConfig, tokens: Any, mask: Any, where: str) -> Batch:
     """One example a row, as ``apply`` wants it; see ``jaxlm.core.types.Batch``.
 
     Raises:
@@ -286,9 +284,12 @@ def make_batch(
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise UserError(
-            f"tokens: {tokens.dtype}{list(tokens.shape)} is not allowed; integers [B, S]"
+            f"tokens: {tokens.dtype}{list(tokens.shape)} is not allowed; integers"
+            " [B, S]"
         )
-    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    mask = (
+        np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    )
     if mask.shape != tokens.shape:
         raise UserError(
             f"mask: {list(mask.shape)} is not the shape of tokens, {list(tokens.shape)}"
@@ -296,8 +297,8 @@ def make_batch(
     real = tokens[mask]
     if real.size and not 0 <= real.min() <= real.max() < config.vocab_size:
         raise UserError(
-            f"{where}: tokens from {real.min()} to {real.max()}; its vocabulary has 0 to"
-            f" {config.vocab_size - 1}"
+            f"{where}: tokens from {real.min()} to {real.max()}; its vocabulary has"
+            f" 0 to {config.vocab_size - 1}"
         )
     longest = int(mask.sum(1).max(initial=0))
     if longest > config.max_positions:

@@ -122,7 +122,7 @@ class Layers(nnx.Module):
         memory: tuple[jax.Array | None, jax.Array] | None = None,
         collect: Collection[str] = (),
     ) -> Outputs:
-        """``x [B, S, D]`` through all layers: ``hidden``, what was asked for, ``cache``.
+        """``x [B, S, D]`` through all layers: ``hidden``, what was collected, ``cache``.
 
         ``memory`` is the encoder's output [B, T, D], or None where the cache has it,
         and its segments i32[B, T].
@@ -171,9 +171,7 @@ class Layers(nnx.Module):
             slot = cache["slot"]
             keys = jax.lax.dynamic_update_slice(cache["segments"], segments, (0, slot))
             kept = {"segments": keys, "slot": slot + segments.shape[1]}
-        bias = partial(
-            attention_bias, segments, keys, start=slot, causal=config.causal
-        )
+        bias = partial(attention_bias, segments, keys, start=slot, causal=config.causal)
         biases = [bias(reach=kind.reach) for kind in config.kinds]
         apart = distances(
             slot + jnp.arange(segments.shape[1]), jnp.arange(keys.shape[1])
@@ -256,7 +254,7 @@ class Transformer(Layers):
 
 
 class Pooler(Linear):
-    """A linear map of vectors, an activation and perhaps a norm; see ``config.Pooler``."""
+    """A linear map, an activation and perhaps a norm, as ``config.pooling`` says."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, rules: Rules):
         pooling = config.pooling

@@ -110,6 +110,18 @@ class Source:
         mine = value[..., which, :].reshape(*value.shape[:-3], -1)
         return mine[..., start - first * size : stop - first * size]
 
+    def join(self, parts: dict[int, np.ndarray]) -> np.ndarray:
+        """Theirs, of one layer, from all of ours that it holds, by their number."""
+        mine = [np.asarray(parts[which]) for which in range(self.row.part[1])]
+        if self.row.by_head:
+            size = self.each[-1] // self.heads
+            mine = [each.reshape(*each.shape[:-1], -1, 1, size) for each in mine]
+            value = np.concatenate(mine, axis=-2)
+            value = value.reshape(*value.shape[:-3], -1)
+        else:
+            value = np.concatenate(mine, axis=-1) if len(mine) > 1 else mine[0]
+        return self._turned(value)
+
     def _turned(self, value: np.ndarray) -> np.ndarray:
         return value.T if self.row.transpose else value
 
@@ -135,6 +147,27 @@ def _wanted(
         names = tuple(row.theirs.format(layer=number) for number in numbers)
         wanted[ours] = Source(leaf.shape, names, row, stacked, config.heads)
     return wanted
+
+
+def their_tensors(
+    checkpoint: Checkpoint, params: Params, head: str | None = None
+) -> dict[str, np.ndarray]:
+    """A model's leaves under a checkpoint's names, as ``load_weights`` reads them.
+
+    ``params`` is a tree of arrays whose backbone is under ``backbone``. Names are those
+    of ``Family.canonical``; a leaf of ours that no table names is an error.
+    """
+    flat = flatten(params)
+    sources = _wanted(checkpoint, flat, head)
+    if unknown := [name for name in flat if name not in sources]:
+        raise ValueError(f"no table of {checkpoint.family.model_type} has {unknown}")
+    found: dict[str, tuple[Source, dict[int, np.ndarray]]] = {}
+    for ours, source in sources.items():
+        value = np.asarray(flat[ours])
+        for place, name in enumerate(source.names):
+            _, parts = found.setdefault(name, (source, {}))
+            parts[source.row.part[0]] = value[place] if source.stacked else value
+    return {name: source.join(parts) for name, (source, parts) in found.items()}
 
 
 def _check_names(

@@ -7,8 +7,7 @@ import pytest
 
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Head
-from jaxlm.models.transformer import pool
-from jaxlm.models.transformer import Transformer
+from jaxlm.models.transformer import Transformer, pool
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [0, 1, 0, 0, 0, 0, 0]], np.int32)
 BATCH = {"segments": SEGMENTS, "starts": np.zeros((2, 3), np.int32)}

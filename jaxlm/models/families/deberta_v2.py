@@ -1,4 +1,4 @@
-"""DeBERTa, versions 2 and 3 (arXiv:2006.03654, arXiv:2111.09543): disentangled attention.
+"""DeBERTa, versions 2 and 3 (arXiv:2006.03654, 2111.09543): disentangled attention.
 
 Tokens attend by content and by relative position, each with a projection of its own or
 that of the other.
@@ -65,7 +65,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
 
 
 def _kinds(hf: Mapping[str, Any]) -> set[str]:
-    """What attends by position: c2p (content to position), p2c (position to content)."""
+    """What attends by position: c2p (content to position), p2c (the reverse)."""
     types = hf.get("pos_att_type") or []
     types = types.lower().split("|") if isinstance(types, str) else types
     if not isinstance(types, list) or not {"c2p", "p2c"}.issuperset(map(str, types)):
@@ -79,6 +79,11 @@ def _relative(hf: Mapping[str, Any], positions: int) -> Disentangled:
     distance = read(hf, "max_relative_positions", int, -1, least=-1)
     distance = positions if distance < 1 else distance
     buckets = max(read(hf, "position_buckets", int, -1, least=-1), 0)
+    if buckets and (buckets < 4 or distance - 1 <= buckets // 2):
+        raise UserError(
+            f"config.json: position_buckets={buckets} is not allowed; 4 or more, and"
+            f" half of them less than max_relative_positions - 1 ({distance - 1})"
+        )
     norms = require(hf, "norm_rel_ebd", {"none": False, "layer_norm": True})
     return Disentangled(
         span=buckets or distance,

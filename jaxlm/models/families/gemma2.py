@@ -10,7 +10,6 @@ from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.families import llama
 from jaxlm.models.families.base import (
     activation,
-    flag,
     layer_types,
     norm,
     optional,
@@ -35,7 +34,11 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
 
 def gemma(hf: Mapping[str, Any], every: int) -> TransformerConfig:
     """What Gemma 2 and 3 share; all but each ``every``-th layer slide."""
-    require({"use_bidirectional_attention": False, **_known(hf)}, "use_bidirectional_attention", {False: None})
+    require(
+        {"use_bidirectional_attention": False, **_known(hf)},
+        "use_bidirectional_attention",
+        {False: None},
+    )
     name = "hidden_activation" if hf.get("hidden_activation") else "hidden_act"
     config = llama.to_config({**hf, "hidden_act": "silu", "mlp_bias": False})
     layers = config.layers

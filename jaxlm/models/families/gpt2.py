@@ -54,7 +54,9 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     )
 
 
-def conv1d(ours: str, theirs: str, part: tuple[int, int] = (0, 1)) -> tuple[Weight, Weight]:
+def conv1d(
+    ours: str, theirs: str, part: tuple[int, int] = (0, 1)
+) -> tuple[Weight, Weight]:
     """The rows of a linear layer whose kernel GPT-2 keeps as [in, out], as we do."""
     return (
         Weight(f"{ours}/kernel", f"{theirs}.weight", part=part),

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia (arXiv:2204.06745, arXiv:2304.01373): rotary in part, parallel."""
+"""GPT-NeoX and Pythia (arXiv:2204.06745, 2304.01373): rotary in part, parallel."""
 
 from __future__ import annotations
 

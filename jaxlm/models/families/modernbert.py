@@ -44,12 +44,16 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     head_size = divide(hf, "hidden_size", "num_attention_heads")
     layers = size("num_hidden_layers", below=MOST_LAYERS + 1)
     every = size("global_attn_every_n_layers", default=3)
-    pattern = ["sliding_attention" if n % every else "full_attention" for n in range(layers)]
+    pattern = [
+        "sliding_attention" if n % every else "full_attention" for n in range(layers)
+    ]
     reach = size("local_attention", default=128) // 2
     kinds = {}
     for kind, (key, theta) in THETAS.items():
         rope = read_rope(
-            {**hf, "rope_theta": read(hf, key, float, theta)}, head_size, layer_type=kind
+            {**hf, "rope_theta": read(hf, key, float, theta)},
+            head_size,
+            layer_type=kind,
         )
         kinds[kind] = LayerKind(reach if kind == "sliding_attention" else None, rope)
     head = activation(hf, "classifier_activation")
@@ -102,7 +106,10 @@ def fused(ours: str, theirs: str, part: tuple[int, int]) -> tuple[Weight, Weight
 
 
 LAYER = "layers.{layer}"
-HEAD = (*linear("backbone/pooler", "head.dense"), *norm("backbone/pooler/norm", "head.norm"))
+HEAD = (
+    *linear("backbone/pooler", "head.dense"),
+    *norm("backbone/pooler/norm", "head.norm"),
+)
 
 MODERNBERT = Family(
     model_type="modernbert",

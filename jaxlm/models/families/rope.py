@@ -53,7 +53,7 @@ def read_rope(
         frequencies = _llama3(frequencies, options)
     elif kind == "yarn":
         frequencies, magnitude = _yarn(frequencies, base, hf, options)
-    return Rope(tuple(float(each) for each in np.float32(frequencies)), magnitude)
+    return Rope(tuple(np.asarray(frequencies, np.float32).tolist()), magnitude)
 
 
 def _llama3(frequencies: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:

@@ -62,9 +62,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
             size("relative_attention_num_buckets", default=32),
             size("relative_attention_max_distance", default=128),
         ),
-        language=LanguageHead(
-            tied=bool(scaled), scale=width**-0.5 if scaled else 1.0
-        ),
+        language=LanguageHead(tied=bool(scaled), scale=width**-0.5 if scaled else 1.0),
         dropout=rate,
         attention_dropout=rate,
         head_dropout=read(hf, "classifier_dropout", float, 0.0, below=1),
@@ -79,7 +77,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
 
 
 def _activation(name: Any) -> tuple[bool, str]:
-    """``gated-gelu`` to whether it is gated, and our name; its gelu is that of GPT-2."""
+    """``gated-gelu`` to whether it is gated and our name; its gelu is GPT-2's."""
     gated = isinstance(name, str) and name.startswith("gated-")
     inner = "gelu_new" if name == "gated-gelu" else str(name).removeprefix("gated-")
     if inner not in ACTIVATIONS:
