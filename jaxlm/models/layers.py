@@ -151,7 +151,7 @@ class LayerNorm(nnx.Module):
 class RmsNorm(nnx.Module):
     """Division by the root mean square (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
-    Computed in fp32. ``offset`` is added to ``scale f32[D]``, which starts at 1 - offset.
+    Computed in fp32. ``offset`` is added to ``scale f32[D]``, which starts at 1 - it.
     """
 
     def __init__(

@@ -122,7 +122,7 @@ class Layers(nnx.Module):
         memory: tuple[jax.Array | None, jax.Array] | None = None,
         collect: Collection[str] = (),
     ) -> Outputs:
-        """``x [B, S, D]`` through all layers: ``hidden``, what was collected, ``cache``.
+        """``x [B, S, D]`` through all layers: ``hidden``, what was asked, ``cache``.
 
         ``memory`` is the encoder's output [B, T, D], or None where the cache has it,
         and its segments i32[B, T].
