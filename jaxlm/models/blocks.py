@@ -51,7 +51,7 @@ class Shared(NamedTuple):
 
 
 LayerCache = dict[str, jax.Array]
-"""Of one layer: ``key`` and ``value [B, T, G, K]``; with ``memory_`` before them those
+"""Of one layer: ``key`` and ``value [B, G, T, K]``; with ``memory_`` before them those
 of the encoder's output."""
 
 
@@ -106,7 +106,7 @@ class Attention(nnx.Module):
         if cache is not None:
             new = {"key": keys, "value": value}
             kept = {name: written(cache[name], new[name], shared.slot) for name in new}
-            keys, value = kept["key"], kept["value"]
+            keys, value = (kept[name].swapaxes(1, 2) for name in ("key", "value"))
         bias = shared.biases[kind]
         y, found = self.attend(query, keys, value, bias, relative, key, collect)
         return self.output(y), found, kept
@@ -124,13 +124,18 @@ class Attention(nnx.Module):
                 self.split(part(shared.memory)) for part in (self.key, self.value)
             )
         elif cache is not None:
-            keys, value = cache["memory_key"], cache["memory_value"]
+            keys, value = (
+                cache[f"memory_{name}"].swapaxes(1, 2) for name in ("key", "value")
+            )
         else:
             raise ValueError("a decoder needs the memory of its encoder, or a cache")
         assert shared.memory_bias is not None
         query = self.split(self.query(x))
         y, _ = self.attend(query, keys, value, shared.memory_bias, None, key, ())
-        kept = {} if cache is None else {"memory_key": keys, "memory_value": value}
+        kept = {}
+        if cache is not None:
+            kept["memory_key"] = keys.swapaxes(1, 2)
+            kept["memory_value"] = value.swapaxes(1, 2)
         return self.output(y), kept
 
     @property
@@ -203,9 +208,10 @@ class Attention(nnx.Module):
 
 
 def written(cached: jax.Array, new: jax.Array, slot: jax.Array | None) -> jax.Array:
-    """``new [B, S, G, K]`` in its place among what is cached, [B, T, G, K]."""
-    start = (0, jnp.asarray(slot, jnp.int32), 0, 0)
-    return jax.lax.dynamic_update_slice(cached, new.astype(cached.dtype), start)
+    """``new [B, S, G, K]`` in its place among what is cached, [B, G, T, K]."""
+    start = (0, 0, jnp.asarray(slot, jnp.int32), 0)
+    new = new.swapaxes(1, 2).astype(cached.dtype)
+    return jax.lax.dynamic_update_slice(cached, new, start)
 
 
 class Mlp(nnx.Module):

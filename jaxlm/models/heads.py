@@ -79,7 +79,8 @@ class Head(nnx.Module):
 class LanguageModel(nnx.Module):
     """A backbone under the head that ``config.language`` describes.
 
-    ``logits f32[B, S, V]``: of the tokens that are masked, or of the next ones.
+    ``logits f32[B, S, V]``: of the tokens that are masked, or of the next ones. With a
+    ``cache`` those of the last token alone, [B, 1, V]: what comes next.
     """
 
     def __init__(self, backbone: nnx.Module, rngs: nnx.Rngs):
@@ -98,7 +99,8 @@ class LanguageModel(nnx.Module):
     ) -> Outputs:
         outputs = self.backbone(batch, key, cache=cache, collect=collect)
         table = self.backbone.embeddings.tokens.embedding  # pyright: ignore
-        return {**outputs, "logits": self.language(outputs["hidden"], table[...])}
+        hidden = outputs["hidden"] if cache is None else outputs["hidden"][:, -1:]
+        return {**outputs, "logits": self.language(hidden, table[...])}
 
 
 class VocabularyHead(nnx.Module):

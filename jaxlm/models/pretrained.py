@@ -7,7 +7,7 @@ gives the parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,22 @@ class Pretrained:
     params: Params
     checkpoint: Checkpoint
     head: str | None
+    dtype: Any = jnp.float32
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What is made of the model once and kept with it."""
+
+    def setting(self, name: str) -> Any:
+        """What generation_config.json says, else config.json; None: neither does."""
+        path = self.checkpoint.directory / "generation_config.json"
+        own = read_json(path) if path.exists() else {}
+        found = own.get(name) if isinstance(own, dict) else None
+        return self.checkpoint.hf.get(name) if found is None else found
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer in the checkpoint's directory."""
+        directory = self.checkpoint.directory
+        return any((directory / name).exists() for name in TOKENIZERS)
 
     @property
     def labels(self) -> list[str]:
@@ -172,7 +188,7 @@ class Pretrained:
           UserError: there is none.
         """
         directory = self.checkpoint.directory
-        if not any((directory / name).exists() for name in TOKENIZERS):
+        if not self.has_tokenizer:
             raise UserError(
                 f"{directory}: no tokenizer; one of {', '.join(TOKENIZERS)} must lie"
                 " beside config.json"
@@ -212,7 +228,7 @@ def load(
         params = jax.jit(model.init, out_shardings=placed)(jax.random.key(0))
     else:
         params = load_weights(checkpoint, model.shapes, placed, head)
-    return Pretrained(checkpoint.config, model.apply, params, checkpoint, head)
+    return Pretrained(checkpoint.config, model.apply, params, checkpoint, head, dtype)
 
 
 def fitted(

@@ -1,0 +1,113 @@
+"""A language model answers inputs: text in, generated text out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from jaxlm.core.errors import UserError
+from jaxlm.models.generate import Generator, Prompt
+from jaxlm.models.generation import Generated, Generation
+from jaxlm.models.pretrained import load
+
+ROWS = 8
+"""Sequences that are generated at a time."""
+
+
+def answer(
+    source: str,
+    inputs: Iterator[dict[str, Any]],
+    generation: Generation,
+    *,
+    chat: bool = False,
+    pretty: bool = False,
+) -> None:
+    """Print what a model generates: as it comes for a person, JSONL for a program.
+
+    An input has ``text``, or ``messages`` (a conversation); with ``chat`` a text is
+    what a user says.
+
+    Raises:
+      UserError: the model cannot be loaded or cannot generate, or an input is wrong.
+    """
+    print(f"loading {source}", file=sys.stderr)
+    generator = Generator(load(source))
+    _ = generator.tokenizer  # said now where there is none
+    at_once = 1 if pretty else max(1, ROWS // generation.samples)
+    while chunk := list(islice(inputs, at_once)):
+        prompts = [as_prompt(each, chat) for each in chunk]
+        if pretty:
+            show(generator, chunk[0], prompts[0], generation)
+            continue
+        for each, found in zip(chunk, generator.run(prompts, generation), strict=True):
+            print(json.dumps(as_json(each, found), ensure_ascii=False))
+        sys.stdout.flush()
+
+
+def as_prompt(given: dict[str, Any], chat: bool) -> Prompt:
+    """The prompt of an input record."""
+    messages = given.get("messages")
+    if messages is not None:
+        if not isinstance(messages, list) or not all(
+            isinstance(each, dict) and {"role", "content"} <= set(each)
+            for each in messages
+        ):
+            raise UserError(
+                f"{given['source']}: messages must be a list of objects with role and"
+                " content"
+            )
+        return messages
+    text = given.get("text")
+    if not isinstance(text, str):
+        raise UserError(
+            f"{given['source']}: no text; a language model reads text (a string) or"
+            " messages"
+        )
+    return [{"role": "user", "content": text}] if chat else text
+
+
+def as_json(given: dict[str, Any], found: list[Generated]) -> dict[str, Any]:
+    """A prediction: the best text, and every sequence with its score."""
+    prompt = {name: given[name] for name in ("text", "messages") if name in given}
+    return {
+        "id": given["id"],
+        **prompt,
+        "generated": found[0].text,
+        "sequences": [
+            {
+                "text": each.text,
+                "tokens": each.tokens,
+                "score": round(each.score, 6),
+                "logprobs": [round(value, 6) for value in each.logprobs],
+                "finish": each.finish,
+            }
+            for each in found
+        ],
+    }
+
+
+def show(
+    generator: Generator, given: dict[str, Any], prompt: Prompt, generation: Generation
+) -> None:
+    """A prompt dimmed and its sequences, the only one while it is generated."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    said = given.get("text") or given["messages"][-1]["content"]
+    console.print(Text(said, style="dim"), end="" if isinstance(prompt, str) else "\n")
+    if generation.samples > 1 or generation.beams > 1:
+        for each in generator.run([prompt], generation)[0]:
+            console.print(Text(f"\n[{each.score:.2f}] ", style="bold"), end="")
+            console.print(Text(each.text or ""))
+        return
+
+    def piece(_: int, text: str) -> None:
+        console.print(Text(text), end="", soft_wrap=True)
+        console.file.flush()
+
+    generator.run([prompt], generation, piece)
+    console.print()

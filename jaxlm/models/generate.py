@@ -1,0 +1,340 @@
+"""Generate text: prompts in, sequences out, from any decoder or encoder-decoder.
+
+``generate(load(source), ["Once upon a time"])``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.core.errors import UserError
+from jaxlm.models.beam import Beams, search, start_beams
+from jaxlm.models.decoding import (
+    Progress,
+    Start,
+    begin,
+    choose,
+    decode,
+    for_decoding,
+    prefill,
+)
+from jaxlm.models.generation import Generated, Generation
+from jaxlm.models.pretrained import Pretrained
+from jaxlm.models.sampling import Knobs
+from jaxlm.models.watch import Watch
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[int] | Sequence[Message]
+"""A text, token ids, or a conversation: ``{"role": ..., "content": ...}`` each."""
+CHUNK = 8
+"""Tokens between two looks of the host, where it streams or looks for stop strings."""
+SLOTS = 64
+"""The cache has a multiple of so many slots."""
+
+
+def generate(
+    model: Pretrained,
+    prompts: Sequence[Prompt],
+    generation: Generation | None = None,
+    *,
+    stream: Callable[[int, str], None] | None = None,
+    **options: Any,
+) -> list[list[Generated]]:
+    """The sequences of each prompt; ``options`` are those of ``Generation``.
+
+    A text is encoded with the special tokens that the tokenizer adds, a conversation by
+    the chat template that it has, ready for an answer. ``stream(number,
+    text)`` is called with each sequence's next piece of text, in the order of prompts
+    and samples, while it is generated. One program is compiled for each bucket of
+    shapes and kept with the model.
+
+    Raises:
+      UserError: an option or a prompt that is not allowed, or a model that cannot
+        generate.
+    """
+    generation = generation or Generation(**options)
+    return Generator.of(model).run(prompts, generation, stream)
+
+
+class Generator:
+    """A model ready to generate: its parameters turned for decoding, its programs."""
+
+    def __init__(self, model: Pretrained):
+        self.model, self.config = model, model.config
+        where = model.checkpoint.directory
+        if model.head != "language" or not (self.config.decoder or self.config).causal:
+            raise UserError(
+                f"{where}: {model.checkpoint.family.model_type} with the head"
+                f" {model.head} cannot generate; take a causal language model, or an"
+                " encoder-decoder"
+            )
+        self.params = for_decoding(model.params)
+        self.dtype = model.dtype
+
+    @classmethod
+    def of(cls, model: Pretrained) -> Generator:
+        """The generator of a model, made once."""
+        if "generator" not in model.kept:
+            model.kept["generator"] = cls(model)
+        return model.kept["generator"]
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        generation: Generation,
+        stream: Callable[[int, str], None] | None = None,
+    ) -> list[list[Generated]]:
+        """See ``generate``."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        if not encoded:
+            return []
+        if generation.stop or stream:
+            _ = self.tokenizer  # said now where there is none
+        self.check(encoded, generation)
+        if generation.beams > 1:
+            if stream or generation.stop:
+                raise UserError(
+                    "beams: a search cannot stream nor look for stop strings; its"
+                    " sequences are known at its end"
+                )
+            return self.beams(encoded, generation)
+        return self.sequences(encoded, generation, stream)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    @cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a sequence, by generation_config.json or config.json."""
+        found = self.model.setting("eos_token_id")
+        found = found if isinstance(found, list) else [found]
+        return tuple(token for token in found if isinstance(token, int))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+          UserError: a conversation, and the tokenizer has no template for it.
+        """
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        ids, messages = [], []
+        for each in prompt:
+            (messages if isinstance(each, Mapping) else ids).append(each)
+        if not messages:
+            return [int(token) for token in ids]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as problem:  # the template's own, jinja's, a missing one
+            reason = str(problem).partition("\n")[0].strip()
+            raise UserError(
+                f"{self.model.checkpoint.directory}: its chat template cannot write"
+                f" this conversation ({reason}); give the prompt as a text"
+            ) from problem
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check(self, prompts: list[list[int]], generation: Generation) -> None:
+        """Refuse what the model cannot hold."""
+        where, config = self.model.checkpoint.directory, self.config
+        for number, ids in enumerate(prompts):
+            if not ids:
+                raise UserError(
+                    f"prompt {number}: no token; a prompt needs at least one"
+                )
+            if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+                raise UserError(
+                    f"prompt {number}: tokens from {min(ids)} to {max(ids)}; the"
+                    f" vocabulary of {where} has 0 to {config.vocab_size - 1}"
+                )
+            new = 0 if config.decoder else generation.max_new_tokens
+            if len(ids) + new > config.max_positions:
+                raise UserError(
+                    f"prompt {number}: {len(ids)} tokens and {new} new ones are more"
+                    f" than the {config.max_positions} positions of {where}; shorten"
+                    " the prompt or max_new_tokens"
+                )
+
+    def start(self, prompts: list[list[int]], copies: int) -> tuple[Start, np.ndarray]:
+        """Prompts in their bucket, each ``copies`` times, and which rows are idle."""
+        wanted = len(prompts) * copies
+        rows = 1 << (wanted - 1).bit_length()
+        longest = max(16, max(map(len, prompts)))
+        length = 1 << (longest - 1).bit_length()
+        length = max(longest, min(length, self.config.max_positions))
+        tokens = np.zeros((rows, length), np.int32)
+        mask = np.zeros((rows, length), bool)
+        for row in range(rows):
+            ids = prompts[row // copies] if row < wanted else [0]
+            tokens[row, length - len(ids) :] = ids
+            mask[row, length - len(ids) :] = True
+        first = self.model.setting("decoder_start_token_id") or 0
+        idle = np.arange(rows) >= wanted
+        return Start(jnp.asarray(tokens), jnp.asarray(mask), jnp.int32(first)), idle
+
+    def slots(self, length: int, most: int) -> int:
+        """Slots of a cache for a prompt's bucket and so many new tokens."""
+        read = 1 if self.config.decoder else length
+        return read + -(-most // SLOTS) * SLOTS
+
+    def stops(self, generation: Generation) -> jax.Array:
+        given = generation.stop_tokens
+        stops = self.stop_tokens if given is None else given
+        return jnp.asarray(stops, jnp.int32)
+
+    def knobs(self, generation: Generation) -> Knobs:
+        return Knobs(
+            jnp.float32(generation.temperature or 1.0),
+            jnp.int32(generation.top_k),
+            jnp.float32(generation.top_p),
+            jnp.float32(generation.min_p),
+            jnp.float32(generation.repetition_penalty),
+        )
+
+    @cached_property
+    def first(self) -> Callable[..., Progress]:
+        """The program that reads prompts and chooses their first token."""
+
+        def first(
+            params: Any, start: Start, keys: Any, idle: Any, knobs: Any, stops: Any, *,
+            most: int, sample: bool, penalty: bool,
+        ) -> Progress:  # fmt: skip
+            logits, cache, position, seen = self.read(params, start, most, penalty)
+            state = begin(logits, cache, position, keys, seen, idle, most)
+            return choose(state, logits, knobs, stops, sample)
+
+        return jax.jit(first, static_argnames=("most", "sample", "penalty"))
+
+    def read(self, params: Any, start: Start, most: int, penalty: bool) -> Any:
+        """``prefill``, and which tokens a penalty is for."""
+        slots = self.slots(start.tokens.shape[1], most)
+        logits, cache, position = prefill(
+            self.model.apply, self.config, params, start, slots, self.dtype
+        )
+        rows, vocabulary = logits.shape
+        seen = jnp.zeros((rows, vocabulary if penalty else 0), bool)
+        if penalty:
+            tokens, mask = start.tokens, start.mask
+            if self.config.decoder is not None:
+                tokens = jnp.broadcast_to(start.start, (rows, 1))
+                mask = jnp.ones((rows, 1), bool)
+            row = jnp.arange(rows)[:, None]
+            seen = seen.at[row, tokens].max(mask)
+        return logits, cache, position, seen
+
+    @cached_property
+    def on(self) -> Callable[..., Progress]:
+        """The program that goes on, in the memory of the state it is given."""
+        run = partial(decode, self.model.apply, self.config)
+        return jax.jit(run, static_argnames=("sample",), donate_argnums=(1,))
+
+    def sequences(
+        self,
+        prompts: list[list[int]],
+        generation: Generation,
+        stream: Callable[[int, str], None] | None,
+    ) -> list[list[Generated]]:
+        """Greedy or drawn sequences of each prompt."""
+        copies, most = generation.samples, generation.max_new_tokens
+        start, idle = self.start(prompts, copies)
+        rows = len(idle)
+        sample = generation.temperature > 0
+        keys = _keys(generation.seed, rows, copies)
+        knobs, stops = self.knobs(generation), self.stops(generation)
+        state = self.first(
+            self.params, start, keys, jnp.asarray(idle), knobs, stops,
+            most=-(-most // SLOTS) * SLOTS, sample=sample,
+            penalty=generation.repetition_penalty != 1.0,
+        )  # fmt: skip
+        stopping = set(np.asarray(stops).tolist())
+        number = len(prompts) * copies
+        watch = Watch(self.decoded, number, generation, stopping, stream)
+        looks = bool(generation.stop or stream)
+        while True:
+            count = int(state.count)
+            if looks:
+                ended = watch.look(np.asarray(state.tokens)[:, :count])
+                padded = np.concatenate([ended, idle[len(ended) :]])
+                state = state._replace(done=state.done | jnp.asarray(padded))
+            if count >= most or bool(state.done.all()):
+                break
+            until = min(most, count + CHUNK) if looks else most
+            state = self.on(
+                self.params, state, knobs, stops, jnp.int32(until), sample=sample
+            )
+        tokens = np.asarray(state.tokens)[:, :most]
+        logprobs = np.asarray(state.logprobs)[:, :most]
+        found = [
+            watch.finished(row, tokens[row, :count], logprobs[row])
+            for row in range(number)
+        ]
+        return [found[at : at + copies] for at in range(0, len(found), copies)]
+
+    @cached_property
+    def searched(self) -> Callable[..., Beams]:
+        """The program of a beam search, from prompts to its end."""
+
+        def searched(
+            params: Any, start: Start, idle: Any, stops: Any, penalties: Any,
+            limit: Any, *, most: int, beams: int, penalty: bool,
+        ) -> Beams:  # fmt: skip
+            logits, cache, position, seen = self.read(params, start, most, penalty)
+            state = start_beams(logits, cache, position, seen, idle, beams, most)
+            length, repetition = penalties
+            return search(
+                self.model.apply, self.config, params, state, stops, length,
+                repetition, limit,
+            )  # fmt: skip
+
+        return jax.jit(searched, static_argnames=("most", "beams", "penalty"))
+
+    def beams(
+        self, prompts: list[list[int]], generation: Generation
+    ) -> list[list[Generated]]:
+        """The best sequences of each prompt by a beam search."""
+        start, idle = self.start(prompts, 1)
+        most = generation.max_new_tokens
+        penalties = generation.length_penalty, generation.repetition_penalty
+        state = self.searched(
+            self.params, start, jnp.asarray(idle), self.stops(generation),
+            tuple(map(jnp.float32, penalties)), jnp.int32(most),
+            most=-(-most // SLOTS) * SLOTS, beams=generation.beams,
+            penalty=generation.repetition_penalty != 1.0,
+        )  # fmt: skip
+        stops = set(np.asarray(self.stops(generation)).tolist())
+        tokens, lengths = np.asarray(state.finished), np.asarray(state.lengths)
+        scores = np.asarray(state.scores)
+
+        def one(row: int, beam: int) -> Generated:
+            ids = tokens[row, beam, : lengths[row, beam]].tolist()
+            finish = "stop" if ids and ids[-1] in stops else "length"
+            return Generated(ids, float(scores[row, beam]), finish, self.decoded(ids))
+
+        count = generation.samples
+        return [
+            [one(row, beam) for beam in range(count)] for row in range(len(prompts))
+        ]
+
+    def decoded(self, ids: Sequence[int]) -> str | None:
+        """The text of tokens without special ones; None without a tokenizer."""
+        if not self.model.has_tokenizer:
+            return None
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _keys(seed: int, rows: int, copies: int) -> jax.Array:
+    """A key for every row: that of its prompt's place and its number among samples."""
+    key = jax.random.key(seed)
+
+    def one(row: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, row // copies), row % copies)
+
+    return jax.vmap(one)(jnp.arange(rows))
