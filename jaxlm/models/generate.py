@@ -156,7 +156,8 @@ class Generator:
                     f" vocabulary of {where} has 0 to {config.vocab_size - 1}"
                 )
             new = 0 if config.decoder else generation.max_new_tokens
-            if len(ids) + new > config.max_positions:
+            # The last token is not read: it needs no position.
+            if len(ids) + max(new - 1, 0) > config.max_positions:
                 raise UserError(
                     f"prompt {number}: {len(ids)} tokens and {new} new ones are more"
                     f" than the {config.max_positions} positions of {where}; shorten"
