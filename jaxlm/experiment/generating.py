@@ -33,7 +33,8 @@ def answer(
     Raises:
       UserError: the model cannot be loaded or cannot generate, or an input is wrong.
     """
-    print(f"loading {source}", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(f"loading {source}", file=sys.stderr)
     generator = Generator(load(source))
     _ = generator.tokenizer  # said now where there is none
     at_once = 1 if pretty else max(1, ROWS // generation.samples)

@@ -1,0 +1,81 @@
+"""``predict --model``: a language model's text by the door."""
+
+import json
+
+import pytest
+
+from tests.models.test_generate import LETTERS, folder  # noqa: F401
+
+
+@pytest.fixture
+def ask(call, folder):  # noqa: F811
+    def asked(*arguments):
+        return call("predict", f"--model=random:{folder}", *arguments)
+
+    return asked
+
+
+def lines(answer):
+    assert answer.code == 0, answer
+    return [json.loads(line) for line in answer.out.splitlines()]
+
+
+def test_a_text_is_continued_as_jsonl(ask):
+    (found,) = lines(ask("--text", "abc", "--max-new-tokens=5"))
+    assert found["id"] == "1" and found["text"] == "abc"
+    (sequence,) = found["sequences"]
+    assert len(sequence["tokens"]) == len(sequence["logprobs"]) == 5
+    assert sequence["text"] == found["generated"]
+    assert sequence["text"] == "".join(LETTERS[token] for token in sequence["tokens"])
+    assert sequence["score"] == pytest.approx(sum(sequence["logprobs"]), abs=1e-5)
+
+
+def test_a_file_of_texts_and_conversations_is_answered_in_order(ask, tmp_path):
+    path = tmp_path / "prompts"
+    said = [{"role": "user", "content": "ab"}]
+    rows = ["abc", json.dumps({"text": "ab."}), json.dumps({"messages": said})]
+    path.write_text("\n".join(rows))
+    found = lines(ask(f"--input={path}", "--max-new-tokens=4"))
+    assert [each["id"] for each in found] == ["1", "2", "3"]
+    # The template ends what is said with a full stop.
+    assert found[1]["sequences"] == found[2]["sequences"]
+    assert found[2]["messages"] == said
+
+
+def test_several_sequences_come_with_their_scores(ask):
+    flags = ("--max-new-tokens=6", "--samples=3")
+    (drawn,) = lines(ask("--text=abc", *flags, "--temperature=1", "--top-p=0.95"))
+    (beams,) = lines(ask("--text=abc", *flags, "--beams=3"))
+    assert len(drawn["sequences"]) == len(beams["sequences"]) == 3
+    scores = [each["score"] for each in beams["sequences"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+REFUSED = {
+    ("--text=abc", "--max-new-tokens=0"): "max_new_tokens=0",
+    ("--text=abc", "--max-new-tokens=500"): "positions",
+    ("--text=abc", "--temperatur=1"): "nearest: --temperature",
+    ("--text=abc", "--top-k=x"): "--top-k",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=str)
+def test_a_wrong_flag_is_one_line(ask, arguments):
+    assert REFUSED[arguments] in ask(*arguments).error
+
+
+def test_a_conversation_of_another_form_is_one_line(ask, tmp_path):
+    path = tmp_path / "prompts"
+    path.write_text(json.dumps({"messages": [{"role": "user"}]}))
+    assert "role and content" in ask(f"--input={path}").error
+
+
+def test_flags_of_generation_are_not_for_a_run(call, tmp_path):
+    answer = call("predict", f"--workdir={tmp_path}", "--text=a", "--beams=2")
+    assert "--beams" in answer.error
+
+
+def test_a_model_that_cannot_generate_is_one_line(call):
+    answer = call("predict", "--model=random:tiny", "--text=a")
+    assert answer.code == 2
+    assert "cannot generate" in answer.err.splitlines()[-1]
