@@ -32,7 +32,7 @@ def main() -> None:
     for dtype in (jnp.float32, jnp.bfloat16):
         made = load(source, dtype=dtype)
         if dtype == jnp.bfloat16:
-            halved = jax.tree.map(lambda leaf: leaf.astype(dtype), made.params)
+            halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), made.params)
             made = replace(made, params=halved)
         for rows in (1, 8, 64):
             line = {"dtype": jnp.dtype(dtype).name, "batch": rows}
