@@ -102,4 +102,6 @@ GPT_NEOX = Family(
         r"layers\.\d+\.attention\.(masked_)?bias",
         r"layers\.\d+\.attention\.rotary_emb\.inv_freq",
     ),
+    # What transformers 5 calls it, though not yet in what it writes.
+    renamed=((r"^lm_head\.weight$", "embed_out.weight"),),
 )
