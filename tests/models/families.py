@@ -313,7 +313,36 @@ CASES: dict[str, Case] = {
                 "ForConditionalGeneration",
                 {"feed_forward_proj": "gated-silu", "num_heads": 4},
             ),
+            "untied": (
+                "ForConditionalGeneration",
+                {"feed_forward_proj": "gated-gelu", **UNTIED},
+            ),
         },
     ),
-    **cases(T5, "MT5", {"gated": ("ForConditionalGeneration", {})}),
+    **cases(
+        T5,
+        "MT5",
+        {
+            "gated": ("ForConditionalGeneration", {}),
+            "relu": ("ForConditionalGeneration", {"feed_forward_proj": "relu"}),
+        },
+    ),
 }
+
+SLOW = {
+    *("Bert-untied", "Bert-pretraining", "Bert-tokens"),
+    *("Roberta-untied", "Roberta-tokens"),
+    *("XLMRoberta-masked", "XLMRoberta-text"),
+    *("DistilBert-sinusoidal", "DistilBert-tokens"),
+    *("Albert-masked", "Albert-same-width", "Albert-pretraining", "Albert-tokens"),
+    *("Electra-masked", "Electra-untied", "Electra-tokens"),
+    *("ModernBert-untied", "ModernBert-tokens", "ModernBert-text"),
+    *("DebertaV2-short", "DebertaV2-positions", "DebertaV2-narrow"),
+    *("DebertaV2-newer-head", "DebertaV2-tokens"),
+    *("GPT2-unscaled", "GPT2-relu", "GPT2-tokens"),
+    *("GPTNeoX-unbiased", "GPTNeoX-tokens"),
+    *("Llama-tied", "Llama-linear", "Llama-tokens"),
+    *("Mistral-whole", "Qwen2-tied", "Qwen3-tied"),
+    *("Gemma2-caps", "Gemma2-scalar", "Gemma3-untied", "T5-gated", "T5-silu"),
+}
+"""Cases whose parts others have too: ``pytest -m slow`` alone runs them."""
