@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlm.models.attention import attention_bias, dense_attention
 
@@ -29,16 +30,29 @@ def attend(query, key, value, **options):
     return dense_attention(query, key, value, attention_bias(SEGMENTS), **options)
 
 
-def reference(query, key, value):
-    """Each token of each segment, one at a time, in f64; padding stays zero."""
+def reference(query, key, value, start=0, sees=lambda behind: True, cap=None):
+    """Each token of each segment, one at a time, in f64; padding stays zero.
+
+    Queries are those of the row from ``start`` on; ``sees`` says by how far behind a
+    token lies whether it is seen. Heads share keys in the order of the queries'.
+    """
     result = np.zeros(query.shape)
+    group = query.shape[2] // key.shape[2]
     for row, place in np.argwhere(REAL):
+        if not start <= place < start + query.shape[1]:
+            continue
         friends = np.flatnonzero(SEGMENTS[row] == SEGMENTS[row, place])
+        friends = [friend for friend in friends if sees(place - friend)]
         for head in range(query.shape[2]):
-            scores = key[row, friends, head].astype(float) @ query[row, place, head]
-            weights = np.exp(scores / np.sqrt(query.shape[-1]))
-            weights /= weights.sum()
-            result[row, place, head] = weights @ value[row, friends, head]
+            asks = query[row, place - start, head]
+            scores = key[row, friends, head // group].astype(float) @ asks
+            scores /= np.sqrt(query.shape[-1])
+            if cap is not None:
+                scores = cap * np.tanh(scores / cap)
+            weights = np.exp(scores) / np.exp(scores).sum()
+            result[row, place - start, head] = (
+                weights @ value[row, friends, head // group]
+            )
     return result
 
 
@@ -57,6 +71,62 @@ def test_attention_equals_a_reference_with_packing_and_padding_at_once():
     found = np.asarray(attend(*inputs))
     # Sums of at most five fp32 products of numbers around 1.
     np.testing.assert_allclose(found[REAL], reference(*inputs)[REAL], atol=2e-6)
+
+
+SEEN = {
+    "all": ({}, lambda behind: True),
+    "causal": ({"causal": True}, lambda behind: behind >= 0),
+    "window": ({"causal": True, "reach": 2}, lambda behind: 0 <= behind <= 2),
+    "itself": ({"causal": True, "reach": 0}, lambda behind: behind == 0),
+    "local": ({"reach": 1}, lambda behind: abs(behind) <= 1),
+}
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("kv_heads", [6, 3, 2, 1])
+@pytest.mark.parametrize("seen", SEEN)
+def test_heads_that_share_keys_see_what_their_mask_allows(seen, kv_heads, start):
+    options, sees = SEEN[seen]
+    random = np.random.default_rng(1)
+    query, key, value = (
+        random.normal(size=(*SEGMENTS.shape, heads, 4)).astype(np.float32)
+        for heads in (6, kv_heads, kv_heads)
+    )
+    # The last tokens alone ask, as they do of a cache, among all.
+    query, asking = query[:, start:], SEGMENTS[:, start:]
+    bias = attention_bias(asking, SEGMENTS, start=start, **options)
+    assert bias.shape == (3, 1, 7 - start, 7)
+    found = np.asarray(dense_attention(query, key, value, bias))
+    wanted = reference(query, key, value, start, sees)
+    # Sums of at most five fp32 products of numbers around 1.
+    np.testing.assert_allclose(found[asking > 0], wanted[asking > 0], atol=2e-6)
+
+
+def test_a_cap_bounds_scores_before_the_mask():
+    query, key, value = random_inputs()
+    found = np.asarray(attend(5 * query, key, value, cap=2.0))
+    wanted = reference(5 * query, key, value, cap=2.0)
+    np.testing.assert_allclose(found[REAL], wanted[REAL], atol=2e-6)
+    assert np.abs(wanted - reference(5 * query, key, value))[REAL].max() > 0.1
+
+
+def test_what_is_relative_is_added_before_the_scale():
+    query, key, value = random_inputs()
+    relative = np.random.default_rng(2).normal(size=(3, 2, 7, 7)).astype(np.float32)
+    found = attend(query, key, value, scale=0.25, relative=relative)
+    bias = attention_bias(SEGMENTS) + 0.25 * relative
+    wanted = dense_attention(query, key, value, bias, scale=0.25)
+    np.testing.assert_allclose(found[REAL], wanted[REAL], atol=2e-6)
+
+
+def test_no_token_influences_an_earlier_one_where_attention_is_causal():
+    def first(key, value):
+        bias = attention_bias(SEGMENTS, causal=True)
+        return dense_attention(random_inputs()[0], key, value, bias)[1, 3].sum()
+
+    for gradient in jax.grad(first, argnums=(0, 1))(*random_inputs()[1:]):
+        seen = (np.abs(gradient[1]).max((1, 2)) > 0).tolist()
+        assert seen == [False, False, True, True, False, False, False]
 
 
 def test_a_padded_position_influences_no_real_output():

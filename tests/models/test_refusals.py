@@ -1,0 +1,97 @@
+"""An option of a config.json that a family lacks is refused by name, never ignored."""
+
+import pytest
+
+from jaxlm.core.errors import UserError
+from jaxlm.models.families import FAMILIES
+from tests.models import families
+
+BASES = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), families.ENCODER),
+    "albert": families.ENCODER,
+    "distilbert": families.DISTILBERT,
+    "modernbert": families.MODERNBERT,
+    "deberta-v2": {**families.DEBERTA, "hidden_act": "gelu"},
+    "gpt2": families.GPT2,
+    "gpt_neox": families.ENCODER,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), families.DECODER),
+    **dict.fromkeys(("gemma2", "gemma3_text"), families.DECODER),
+    **dict.fromkeys(("t5", "mt5"), families.T5),
+}
+
+LACKED = [
+    ("bert", "position_embedding_type", "relative_key"),
+    ("bert", "is_decoder", True),
+    ("bert", "add_cross_attention", True),
+    ("bert", "hidden_act", "mish"),
+    ("bert", "hidden_act", ["gelu"]),
+    ("bert", "num_attention_heads", 5),
+    ("bert", "hidden_size", 24.5),
+    ("bert", "hidden_dropout_prob", 1.0),
+    ("bert", "tie_word_embeddings", "yes"),
+    ("bert", "num_hidden_layers", 1_000_000),
+    ("roberta", "position_embedding_type", "relative_key_query"),
+    ("roberta", "max_position_embeddings", 2),
+    ("xlm-roberta", "is_decoder", True),
+    ("electra", "position_embedding_type", "relative_key"),
+    ("electra", "embedding_size", 0),
+    ("albert", "inner_group_num", 2),
+    ("albert", "num_hidden_groups", 2),
+    ("distilbert", "activation", "mish"),
+    ("distilbert", "n_heads", 5),
+    ("modernbert", "layer_types", ["full_attention"] * 2),
+    ("modernbert", "layer_types", ["full_attention", "chunked_attention", "mamba"]),
+    ("modernbert", "classifier_pooling", "max"),
+    ("modernbert", "hidden_activation", "mish"),
+    ("deberta-v2", "relative_attention", False),
+    ("deberta-v2", "pos_att_type", ["p2p"]),
+    ("deberta-v2", "norm_rel_ebd", "batch_norm"),
+    ("deberta-v2", "conv_kernel_size", 4),
+    ("deberta-v2", "attention_head_size", 7),
+    ("deberta-v2", "position_buckets", 3),
+    ("gpt2", "add_cross_attention", True),
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+    ("gpt2", "activation_function", "mish"),
+    ("gpt2", "n_head", 5),
+    ("gpt_neox", "hidden_act", "mish"),
+    ("gpt_neox", "num_attention_heads", 5),
+    ("llama", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
+    ("llama", "rope_parameters", {"rope_type": "longrope", "rope_theta": 100.0}),
+    ("llama", "rope_scaling", "linear"),
+    ("llama", "num_key_value_heads", 2),
+    ("llama", "hidden_act", "mish"),
+    ("mistral", "sliding_window", 0),
+    ("qwen2", "use_sliding_window", "no"),
+    ("qwen3", "rope_scaling", {"type": "dynamic"}),
+    ("gemma2", "layer_types", ["full_attention"] * 4),
+    ("gemma2", "use_bidirectional_attention", True),
+    ("gemma2", "hidden_activation", "mish"),
+    ("gemma3_text", "layer_types", ["sliding_attention"]),
+    ("gemma3_text", "use_bidirectional_attention", True),
+    ("t5", "feed_forward_proj", "gated-mish"),
+    ("t5", "is_encoder_decoder", False),
+    ("mt5", "feed_forward_proj", "maxout"),
+]
+ASKED_AS = {"rope_scaling": "rope_", "rope_parameters": "rope_type"}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_base_is_taken_so_that_it_is_the_option_that_is_refused(kind):
+    config = FAMILIES[kind].to_config({**BASES[kind]})
+    assert config.vocab_size == 61
+
+
+@pytest.mark.parametrize(("kind", "option", "value"), LACKED)
+def test_an_option_that_we_lack_is_refused_by_name(kind, option, value):
+    with pytest.raises(UserError) as refused:
+        FAMILIES[kind].to_config({**BASES[kind], option: value})
+    message = str(refused.value)
+    assert message.startswith("config.json: ") and "\n" not in message
+    assert ASKED_AS.get(option, option) in message
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_size_that_is_missing_is_named(kind):
+    config = {name: BASES[kind][name] for name in BASES[kind] if name != "vocab_size"}
+    with pytest.raises(UserError, match="vocab_size is missing"):
+        FAMILIES[kind].to_config(config)
