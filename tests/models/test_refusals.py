@@ -3,7 +3,7 @@
 import pytest
 
 from jaxlm.core.errors import UserError
-from jaxlm.models.families import FAMILIES
+from jaxlm.models.families import DECODERS, FAMILIES
 from tests.models import families
 
 BASES = {
@@ -11,11 +11,9 @@ BASES = {
     "albert": families.ENCODER,
     "distilbert": families.DISTILBERT,
     "modernbert": families.MODERNBERT,
-    "deberta-v2": {**families.DEBERTA, "hidden_act": "gelu"},
+    "deberta-v2": families.DEBERTA,
+    **{family.model_type: families.DECODER for family in DECODERS},
     "gpt2": families.GPT2,
-    "gpt_neox": families.ENCODER,
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), families.DECODER),
-    **dict.fromkeys(("gemma2", "gemma3_text"), families.DECODER),
     **dict.fromkeys(("t5", "mt5"), families.T5),
 }
 
