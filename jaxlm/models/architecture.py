@@ -72,7 +72,8 @@ class Pooler:
 
     ``reads``: its ``first`` token, its ``last``, or the ``mean`` of all. ``dense`` is a
     linear map with an activation and perhaps a norm. ``every_token``: the classifier of
-    tokens reads through it too (ModernBERT).
+    tokens reads through it too (ModernBERT). ``classifier_bias``: whether the
+    classifier that reads it has a bias.
     """
 
     reads: str = "first"
@@ -81,6 +82,7 @@ class Pooler:
     bias: bool = True
     norm: bool = False
     every_token: bool = False
+    classifier_bias: bool = True
 
 
 @dataclass(frozen=True)

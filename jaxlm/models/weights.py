@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,17 +160,57 @@ def their_tensors(
     ``params`` is a tree of arrays whose backbone is under ``backbone``. Names are those
     of ``Family.canonical``; a leaf of ours that no table names is an error.
     """
+    fetched = lazy_tensors(checkpoint, params, head)
+    return {name: fetch() for name, (_, fetch) in fetched.items()}
+
+
+def lazy_tensors(
+    checkpoint: Checkpoint, params: Params, head: str | None = None
+) -> dict[str, tuple[Source, Callable[[], np.ndarray]]]:
+    """``their_tensors``, each fetched from its devices when it is asked for."""
     flat = flatten(params)
     sources = _wanted(checkpoint, flat, head)
     if unknown := [name for name in flat if name not in sources]:
         raise ValueError(f"no table of {checkpoint.family.model_type} has {unknown}")
-    found: dict[str, tuple[Source, dict[int, np.ndarray]]] = {}
+    found: dict[str, tuple[Source, dict[int, tuple[str, int]]]] = {}
     for ours, source in sources.items():
-        value = np.asarray(flat[ours])
         for place, name in enumerate(source.names):
             _, parts = found.setdefault(name, (source, {}))
-            parts[source.row.part[0]] = value[place] if source.stacked else value
-    return {name: source.join(parts) for name, (source, parts) in found.items()}
+            parts[source.row.part[0]] = ours, place
+
+    def fetch(name: str) -> np.ndarray:
+        source, parts = found[name]
+        return source.join(
+            {
+                which: np.asarray(flat[ours][place] if source.stacked else flat[ours])
+                for which, (ours, place) in parts.items()
+            }
+        )
+
+    return {name: (source, partial(fetch, name)) for name, (source, _) in found.items()}
+
+
+def stored_tensors(
+    checkpoint: Checkpoint, shapes: Params, head: str | None = None
+) -> dict[str, tuple[str, Source]]:
+    """By the names in a checkpoint's files, what a model of these shapes reads.
+
+    With each, its canonical name.
+
+    Raises:
+      UserError: as ``load_weights``, of names and shapes.
+    """
+    files = checkpoint.weights
+    if files is None:
+        raise ValueError("a random: checkpoint has no weights")
+    theirs = {checkpoint.family.canonical(name): name for name in files.names}
+    wanted = _wanted(checkpoint, flatten(shapes), head)
+    _check_names(checkpoint, files, theirs, wanted)
+    return {
+        theirs[name]: (name, source)
+        for source in wanted.values()
+        for name in source.names
+    }
 
 
 def _check_names(

@@ -110,8 +110,12 @@ class TextClassification:
             )
 
     def build(self, backbone: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
-        """A linear map over every example's pooled state."""
-        return Head(backbone, self.reads, len(self.labels), rngs)
+        """A linear map over every example's pooled state.
+
+        With a bias where the model's own classifiers have one: so it can be exported.
+        """
+        own = self.pooler and not backbone.config.pooling.classifier_bias  # pyright: ignore
+        return Head(backbone, self.reads, len(self.labels), rngs, bias=not own)
 
     def losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Mean cross-entropy over examples, as a sum."""

@@ -44,6 +44,7 @@ LAYER = "encoder.albert_layer_groups.{layer}.albert_layers.0"
 
 ALBERT = Family(
     model_type="albert",
+    stem="Albert",
     to_config=to_config,
     prefix="albert.",
     weights=(

@@ -56,6 +56,14 @@ class Family:
     """Patterns of their names that we have no use for: buffers, other heads."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Older spellings: (pattern, replacement), tried on every name of a checkpoint."""
+    spell: Callable[[Mapping[str, Any], str], str] = lambda hf, name: name
+    """How transformers calls a canonical name where config.json is this one."""
+    stem: str = ""
+    """What the names of its classes in transformers start with (``Bert``)."""
+    without: tuple[str, ...] = ()
+    """The kinds of heads that transformers has no class for."""
+    answers_prefix: str | None = None
+    """The prefix of a question answerer, where it is another."""
 
     def table(self, head: str | None, tied: bool = True) -> dict[str, Weight]:
         """By our name, the rows of a whole model under one of the heads, or under none.
@@ -74,6 +82,24 @@ class Family:
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
+
+    def written(
+        self, name: str, row: Weight, hf: Mapping[str, Any], head: str | None
+    ) -> str:
+        """The name that transformers gives a tensor of this row; see ``canonical``."""
+        name = self.spell(hf, name)
+        if head is None or row not in self.weights:
+            return name
+        if head == "answers" and self.answers_prefix is not None:
+            return self.answers_prefix + name
+        return self.prefix + name
+
+    def class_name(self, head: str) -> str | None:
+        """The class of transformers for a head of labels; None: there is none."""
+        ends = {kind: end for end, kind in HEADS.items() if kind != "language"}
+        if not self.stem or head not in self.heads or head in self.without:
+            return None
+        return self.stem + ends[head]
 
     def ignores(self, name: str) -> bool:
         """Whether a canonical name is known and not needed: of a head, or a buffer."""

@@ -76,6 +76,7 @@ PREDICTIONS = "cls.predictions"
 
 BERT = Family(
     model_type="bert",
+    stem="Bert",
     to_config=to_config,
     prefix="bert.",
     weights=(*EMBEDDINGS, *LAYERS, *linear("pooler", "pooler.dense")),

@@ -100,8 +100,18 @@ ATTENTION = f"{bert.LAYER}.attention.self"
 PREDICTIONS = "cls.predictions"
 NEWER = "lm_predictions.lm_head"
 
+
+def spell(hf: Mapping[str, Any], name: str) -> str:
+    """The head of ``legacy=false`` has names of its own."""
+    if flag(hf, "legacy", True):
+        return name
+    name = name.replace(f"{PREDICTIONS}.transform.", f"{NEWER}.")
+    return name.replace(f"{PREDICTIONS}.bias", f"{NEWER}.bias")
+
+
 DEBERTA_V2 = Family(
     model_type="deberta-v2",
+    stem="DebertaV2",
     to_config=to_config,
     prefix="deberta.",
     weights=(
@@ -139,4 +149,5 @@ DEBERTA_V2 = Family(
         (rf"^{NEWER}\.(dense|LayerNorm)\.", rf"{PREDICTIONS}.transform.\1."),
         (rf"^{NEWER}\.bias$", f"{PREDICTIONS}.bias"),
     ),
+    spell=spell,
 )

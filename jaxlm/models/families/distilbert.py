@@ -54,6 +54,7 @@ LAYER = "transformer.layer.{layer}"
 
 DISTILBERT = Family(
     model_type="distilbert",
+    stem="DistilBert",
     to_config=to_config,
     prefix="distilbert.",
     weights=(

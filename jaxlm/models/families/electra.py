@@ -32,6 +32,7 @@ DISCRIMINATOR = "discriminator_predictions"
 
 ELECTRA = Family(
     model_type="electra",
+    stem="Electra",
     to_config=to_config,
     prefix="electra.",
     weights=(

@@ -68,6 +68,8 @@ def _known(hf: Mapping[str, Any]) -> dict[str, Any]:
 GEMMA2 = replace(
     llama.LLAMA,
     model_type="gemma2",
+    stem="Gemma2",
+    without=("answers",),
     to_config=to_config,
     weights=(
         *(row for row in llama.LLAMA.weights if "layers/mlp_norm" not in row.ours),

@@ -45,6 +45,8 @@ def _without_ropes(hf: Mapping[str, Any]) -> dict[str, Any]:
 GEMMA3 = replace(
     gemma2.GEMMA2,
     model_type="gemma3_text",
+    stem="Gemma3Text",
+    without=("tokens", "answers"),
     to_config=to_config,
     weights=(*gemma2.GEMMA2.weights, *qwen3.QUERY_KEY_NORMS),
 )

@@ -45,7 +45,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         final_norm=True,
         activation=activation(hf, "activation_function", "gelu_new"),
         score_scale=head_size**-0.5 if flag(hf, "scale_attn_weights", True) else 1.0,
-        pooling=Pooler(reads="last", dense=False),
+        pooling=Pooler(reads="last", dense=False, classifier_bias=False),
         language=LanguageHead(tied=flag(hf, "tie_word_embeddings", True)),
         dropout=rate("resid_pdrop"),
         attention_dropout=rate("attn_pdrop"),
@@ -68,6 +68,7 @@ LAYER = "h.{layer}"
 
 GPT2 = Family(
     model_type="gpt2",
+    stem="GPT2",
     to_config=to_config,
     prefix="transformer.",
     weights=(

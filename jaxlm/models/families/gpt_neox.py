@@ -54,7 +54,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         activation=activation(hf, "hidden_act"),
         attention_bias=bias,
         output_bias=bias,
-        pooling=Pooler(reads="last", dense=False),
+        pooling=Pooler(reads="last", dense=False, classifier_bias=False),
         language=LanguageHead(tied=flag(hf, "tie_word_embeddings", False)),
         dropout=rate("hidden_dropout", default=0.0),
         attention_dropout=rate("attention_dropout", default=0.0),
@@ -77,6 +77,7 @@ def fused(ours: str, part: tuple[int, int]) -> tuple[Weight, Weight]:
 
 GPT_NEOX = Family(
     model_type="gpt_neox",
+    stem="GPTNeoX",
     to_config=to_config,
     prefix="gpt_neox.",
     weights=(

@@ -66,7 +66,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         attention_bias=bias,
         output_bias=bias,
         mlp_bias=flag(hf, "mlp_bias", False),
-        pooling=Pooler(reads="last", dense=False),
+        pooling=Pooler(reads="last", dense=False, classifier_bias=False),
         language=LanguageHead(tied=flag(hf, "tie_word_embeddings", False)),
         dropout=0.0,
         attention_dropout=read(hf, "attention_dropout", float, 0.0, below=1),
@@ -80,6 +80,8 @@ ATTENTION = f"{LAYER}.self_attn"
 
 LLAMA = Family(
     model_type="llama",
+    stem="Llama",
+    answers_prefix="transformer.",
     to_config=to_config,
     prefix="model.",
     weights=(

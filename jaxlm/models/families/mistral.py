@@ -22,4 +22,6 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     return replace(config, pattern=llama.sliding(config, ["sliding_attention"], window))
 
 
-MISTRAL = replace(llama.LLAMA, model_type="mistral", to_config=to_config)
+MISTRAL = replace(
+    llama.LLAMA, model_type="mistral", stem="Mistral", to_config=to_config
+)

@@ -113,6 +113,7 @@ HEAD = (
 
 MODERNBERT = Family(
     model_type="modernbert",
+    stem="ModernBert",
     to_config=to_config,
     prefix="model.",
     weights=(

@@ -30,4 +30,4 @@ def windowed(config: TransformerConfig, hf: Mapping[str, Any]) -> TransformerCon
     return replace(config, pattern=llama.sliding(config, types, window))
 
 
-QWEN2 = replace(llama.LLAMA, model_type="qwen2", to_config=to_config)
+QWEN2 = replace(llama.LLAMA, model_type="qwen2", stem="Qwen2", to_config=to_config)

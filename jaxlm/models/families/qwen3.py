@@ -26,6 +26,7 @@ QUERY_KEY_NORMS = (
 QWEN3 = replace(
     llama.LLAMA,
     model_type="qwen3",
+    stem="Qwen3",
     to_config=to_config,
     weights=(*llama.LLAMA.weights, *QUERY_KEY_NORMS),
 )

@@ -37,6 +37,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
 
 ROBERTA = Family(
     model_type="roberta",
+    stem="Roberta",
     to_config=to_config,
     prefix="roberta.",
     weights=(*bert.EMBEDDINGS, *bert.LAYERS),
@@ -60,4 +61,4 @@ ROBERTA = Family(
     ignored=(r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)"),
     renamed=bert.BERT.renamed,
 )
-XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta")
+XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", stem="XLMRoberta")

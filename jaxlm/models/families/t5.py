@@ -115,10 +115,17 @@ def half(ours: str, mlp: int) -> tuple[Weight, ...]:
     )
 
 
+def spell(hf: Mapping[str, Any], name: str) -> str:
+    """Without a gate the first map of an mlp is ``wi``."""
+    gated, _ = _activation(hf.get("feed_forward_proj", "relu"))
+    return name if gated else name.replace("DenseReluDense.wi_1.", "DenseReluDense.wi.")
+
+
 CROSS = "decoder.block.{layer}.layer.1"
 
 T5 = Family(
     model_type="t5",
+    stem="T5",
     to_config=to_config,
     prefix="",
     weights=(
@@ -137,6 +144,7 @@ T5 = Family(
     ),
     # Without a gate the first map has a name of its own.
     renamed=((r"DenseReluDense\.wi\.weight$", "DenseReluDense.wi_1.weight"),),
+    spell=spell,
 )
 
 
@@ -148,4 +156,4 @@ def to_mt5_config(hf: Mapping[str, Any]) -> TransformerConfig:
     return replace(config, language=replace(config.language, scale=1.0))
 
 
-MT5 = replace(T5, model_type="mt5", to_config=to_mt5_config)
+MT5 = replace(T5, model_type="mt5", stem="MT5", to_config=to_mt5_config)
