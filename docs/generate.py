@@ -18,7 +18,7 @@ from jaxlm.core import schema
 from jaxlm.experiment.config import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
-DOORS = ("api", "main", "evaluate", "predict")
+DOORS = ("api", "main", "evaluate", "predict", "export")
 PACKAGES = {
     "core": "What every room shares; no room but this one is known here.",
     "data": "Sources to rows: formats, tokenizer, windows, plan, packing.",

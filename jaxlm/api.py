@@ -1,6 +1,7 @@
 """jaxlm in a notebook: ``from jaxlm import api``; the doors, as functions.
 
-Not in ``jaxlm`` itself, whose ``train``, ``evaluate`` and ``predict`` are modules.
+Not in ``jaxlm`` itself, whose ``train``, ``evaluate``, ``predict`` and ``export`` are
+modules.
 """
 
 from __future__ import annotations
@@ -123,6 +124,36 @@ def predict(
     return run.predict(inputs, chosen(run, step))
 
 
+def export(
+    run: Run | str | Path,
+    output: str | Path,
+    *,
+    step: str | int = "best",
+    dtype: str = "fp32",
+    max_shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint as a folder that transformers opens; its path.
+
+    ``dtype`` is ``fp32``, ``bf16`` or ``fp16``; files of weights are at most
+    ``max_shard_size``. ``overwrite`` replaces an export that is there.
+
+    Raises:
+      UserError: there is no such run or checkpoint, or the folder is in use.
+    """
+    from jaxlm.experiment.exporting import export_run
+    from jaxlm.models.exporting import Layout
+
+    layout, output = (
+        Layout(dtype, max_shard_size, overwrite),
+        directory(output, "output"),
+    )
+    layout.check(output)
+    run = opened(run)
+    export_run(run, chosen(run, step), output, layout, run.say)
+    return output
+
+
 def opened(run: Run | str | Path) -> Run:
     """The run itself, or that of a workdir."""
     from jaxlm.experiment.runs import Run
@@ -130,11 +161,11 @@ def opened(run: Run | str | Path) -> Run:
     return run if isinstance(run, Run) else Run(directory(run))
 
 
-def directory(workdir: str | Path) -> Path:
-    """The path of a workdir; an empty one would mean the current directory."""
-    if not isinstance(workdir, str | os.PathLike) or not str(workdir).strip():
-        raise UserError(f"workdir is {schema.show(workdir)}; a path is needed")
-    return Path(workdir)
+def directory(path: str | Path, name: str = "workdir") -> Path:
+    """The path of a directory; an empty one would mean the current directory."""
+    if not isinstance(path, str | os.PathLike) or not str(path).strip():
+        raise UserError(f"{name} is {schema.show(path)}; a path is needed")
+    return Path(path)
 
 
 def chosen(run: Run, step: str | int) -> int:

@@ -30,17 +30,7 @@ def main(arguments: list[str]) -> None:
     """Print predictions: coloured for a person, JSONL for a program."""
     parser = door.make_parser(
         "Predict with a trained run, or generate text with a language model.",
-        workdir=False,
-    )
-    from_what = parser.add_mutually_exclusive_group(required=True)
-    from_what.add_argument(
-        "--workdir", type=door.filled, help="directory of the run that predicts"
-    )
-    from_what.add_argument(
-        "--model",
-        type=door.filled,
-        help="a language model that generates: a directory,"
-        " hf:org/name or pypi:name==version",
+        model="a language model, which generates",
     )
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", action="append", help="a text; may be repeated")

@@ -29,7 +29,8 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_doors_and_configs_answer_without_jax():
-    statement = "import jaxlm.main, jaxlm.evaluate, jaxlm.predict, jaxlm.experiment"
+    statement = "import jaxlm.main, jaxlm.evaluate, jaxlm.predict, jaxlm.export"
+    statement += ", jaxlm.experiment"
     assert loaded_by(statement).isdisjoint(HEAVY + FOREIGN)
 
 

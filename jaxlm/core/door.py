@@ -16,7 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jaxlm.core.errors import OS_ERROR, UserError
 from jaxlm.core.pages import ask_for_huge_pages
@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(
-    description: str, *, config: bool = False, workdir: bool = True
+    description: str, *, config: bool = False, model: str = ""
 ) -> Parser:
     """A parser with the shared flags, to which a door adds its own.
 
@@ -91,8 +91,7 @@ def make_parser(
         config: whether the door takes ``--config`` and ``--explain`` and overrides
             (its --workdir is then optional, for ``--explain`` needs none); otherwise
             ``--workdir`` is required and the config is read from there.
-        workdir: whether the door takes ``--workdir``; one that has another way, too,
-            adds its own.
+        model: what ``--model`` is for, where the door takes one in place of a run.
     """
     parser = Parser(
         description=description,
@@ -104,7 +103,7 @@ def make_parser(
     if config:
         parser.add_argument(
             "--config",
-            type=filled,
+            type=_filled,
             metavar="FILE[:VARIANT]",
             help="config file, such as configs/ner.py:tiny",
         )
@@ -113,10 +112,13 @@ def make_parser(
             action="store_true",
             help="print every key, its value and where that came from; do nothing else",
         )
-    if workdir:
-        parser.add_argument(
-            "--workdir", type=filled, required=not config, help="directory of the run"
-        )
+    run: Any = parser
+    if model:
+        run = parser.add_mutually_exclusive_group(required=True)
+        what = f"{model}: a directory, hf:org/name or pypi:name==version"
+        run.add_argument("--model", type=_filled, metavar="SOURCE", help=what)
+    needed = {} if model else {"required": not config}
+    run.add_argument("--workdir", type=_filled, help="directory of the run", **needed)
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of every error"
     )
@@ -222,7 +224,7 @@ def writable_directory(path: str | Path) -> Path:
         ) from error
 
 
-def filled(text: str) -> str:
+def _filled(text: str) -> str:
     """Refuses ``--workdir=$UNSET``, which would mean the current directory."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty")

@@ -73,6 +73,14 @@ class Tokenizer:
         """The whole tokenizer as JSON: what ``tokenizer.json`` holds."""
         return self._tokenizer.to_str()
 
+    def number(self, token: str) -> int | None:
+        """The id of a token; None where it is in no vocabulary."""
+        return self._tokenizer.token_to_id(token)
+
+    def token(self, number: int) -> str | None:
+        """The token of an id; None where there is none."""
+        return self._tokenizer.id_to_token(number)
+
     def words(self, words: list[str]) -> Pieces:
         """Words, already split, to sub-words; a word may yield no token at all."""
         encoding = self._encode(words, is_pretokenized=True)

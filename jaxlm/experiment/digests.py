@@ -12,11 +12,13 @@ from jaxlm.train.recorded import read_object
 
 DIGESTS = Path("model") / "digests.json"
 NAMES = (FILE, "model/config.json", "model/tokenizer.json", "model/labels.json")
+NAMES += ("model/tokenizer_config.json",)  # which not all sources have
 
 
 def write_digests(workdir: Path) -> None:
     """Note the sha256 of each file."""
-    digests = {name: _sha256(workdir, name) for name in NAMES}
+    there = [name for name in NAMES if (workdir / name).exists()]
+    digests = {name: _sha256(workdir, name) for name in there}
     atomic_write_json(workdir / DIGESTS, digests)
 
 

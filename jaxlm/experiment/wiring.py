@@ -30,6 +30,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.models.architecture import TransformerConfig
+from jaxlm.models.exporting import SETTINGS, copy_files
 from jaxlm.models.functional import Model, functional
 from jaxlm.models.pretrained import read_config
 from jaxlm.models.transformer import Transformer
@@ -295,8 +296,12 @@ def label_set(config: ExperimentConfig, records: Sequence[Record]) -> list[str]:
 
 
 def save_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    """What other doors need of the pretrained source: config.json and tokenizer."""
+    """What other doors need of the pretrained source: config.json and tokenizer.
+
+    And what an export hands on: how the tokenizer is opened, how to generate.
+    """
     tokenizer.save(folder)
+    copy_files(checkpoint.directory, folder, SETTINGS)
     atomic_write_json(folder / "config.json", checkpoint.hf)
 
 

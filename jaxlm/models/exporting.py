@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json
-from jaxlm.core.folders import whole_folder
+from jaxlm.core.folders import check_free, whole_folder
 from jaxlm.core.safetensors import INDEX, SINGLE
 from jaxlm.core.shards import Outgoing, parse_size, write_shards
 from jaxlm.core.types import Params
@@ -56,8 +56,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise UserError(f"dtype {self.dtype!r}: one of {', '.join(DTYPES)}")
+            raise UserError(
+                f"no such dtype: {self.dtype!r}; one of {', '.join(DTYPES)}"
+            )
         parse_size(self.max_shard_size)
+
+    def check(self, output: Path) -> None:
+        """Refuse an output that is in use, before anything is loaded."""
+        check_free(output, self.overwrite, is_exported)
 
     def folder(self, output: Path) -> AbstractContextManager[Path]:
         """A folder to fill, which becomes ``output`` when all is in it."""

@@ -1,0 +1,179 @@
+"""Weights out: a run, or an untouched checkpoint, as a folder for transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.files import atomic_write_json
+from jaxlm.data.tokenizer import GENERAL, Tokenizer
+from jaxlm.experiment.model_card import run_card, source_card
+from jaxlm.experiment.runs import Run
+from jaxlm.models.exporting import (
+    CARD,
+    SETTINGS,
+    Layout,
+    copy_files,
+    export_source,
+    param_tensors,
+)
+from jaxlm.models.pretrained import read_config
+from jaxlm.models.weights import Checkpoint
+from jaxlm.train.recorded import read_object
+
+HEADS = {"token_classification": "tokens", "text_classification": "text"}
+"""The kind of head that a task learns; see ``Family.heads``."""
+AUTO = {
+    None: "AutoModel",
+    "tokens": "AutoModelForTokenClassification",
+    "text": "AutoModelForSequenceClassification",
+    "answers": "AutoModelForQuestionAnswering",
+    "detector": "AutoModelForPreTraining",
+}
+SPECIAL = {
+    "pad_token": ("[PAD]", "<pad>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "mask_token": ("[MASK]", "<mask>"),
+    "eos_token": ("<|endoftext|>", "</s>"),
+    "bos_token": ("<|endoftext|>", "<s>"),
+}
+"""What special tokens are usually called."""
+
+
+def export_run(
+    run: Run,
+    step: int,
+    output: Path,
+    layout: Layout,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write a checkpoint of a run as transformers' model of its task.
+
+    Raises:
+      UserError: transformers has no class for it, or the output is in use.
+    """
+    head = HEADS.get(run.config.task.name)
+    model = run.workdir / "model"
+    family, _, hf = read_config(model)
+    name = family.class_name(head) if head else None
+    if head is None or name is None:
+        raise UserError(
+            f"{run.workdir}: transformers has no {run.config.task.name} for"
+            f" {family.model_type}, so nothing would open an export"
+        )
+    config = run_config(run, hf, head, name)
+    checkpoint = Checkpoint(model, family, run.parts.transformer, hf, None)
+    with layout.folder(output) as folder:
+        tensors = param_tensors(checkpoint, run.params(step), head, layout.dtype)
+        run.parts.tokenizer.save(folder)
+        copy_files(model, folder, SETTINGS)
+        longest = run.parts.transformer.max_positions
+        padded = config.get("pad_token_id")
+        settle_tokenizer(folder, run.parts.tokenizer, longest, padded)
+        layout.write(folder, config, tensors, say)
+        card = run_card(
+            run.workdir,
+            run.config,
+            step,
+            name=output.resolve().name,
+            head=head,
+            labels=run.parts.task.labels,
+            opens=AUTO[head],
+        )
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def run_config(run: Run, hf: dict[str, Any], head: str, name: str) -> dict[str, Any]:
+    """The config.json of what a run has made of its pretrained model.
+
+    Raises:
+      UserError: it classifies texts by a mean that transformers does not take.
+    """
+    labels = run.parts.task.labels
+    gone = ("num_labels", "_num_labels", "auto_map", "finetuning_task", "problem_type")
+    config = {key: value for key, value in hf.items() if key not in gone}
+    config["architectures"] = [name]
+    config["id2label"] = {str(number): each for number, each in enumerate(labels)}
+    config["label2id"] = {each: number for number, each in enumerate(labels)}
+    if head != "text":
+        return config
+    pooling = run.parts.transformer.pooling
+    if run.config.task.pooling == "mean":
+        if not pooling.every_token:
+            raise UserError(
+                f"{run.workdir}: config.task.pooling=mean, which no class of"
+                f" transformers for {hf['model_type']} does; train with"
+                " config.task.pooling=cls to export"
+            )
+        config["classifier_pooling"] = "mean"
+    config["problem_type"] = "single_label_classification"
+    if pooling.reads == "last" and config.get("pad_token_id") is None:
+        config["pad_token_id"] = padding(run.parts.tokenizer, hf)
+    return config
+
+
+def padding(tokenizer: Tokenizer, hf: dict[str, Any]) -> int:
+    """What transformers tells the last token of a text by: a padding, or an end."""
+    for name in SPECIAL["pad_token"]:
+        if (number := tokenizer.number(name)) is not None:
+            return number
+    end = hf.get("eos_token_id")
+    end = end[0] if isinstance(end, list) and end else end
+    return end if isinstance(end, int) else 0
+
+
+def settle_tokenizer(
+    folder: Path, tokenizer: Tokenizer, longest: int, padded: int | None
+) -> None:
+    """See to it that AutoTokenizer gives what the run was trained with.
+
+    Runs of before kept no tokenizer_config.json: then tokenizer.json alone counts. A
+    ``BertTokenizer`` takes options that it does not find for true.
+    """
+    path = folder / "tokenizer_config.json"
+    state = json.loads(tokenizer.serialised)
+    settings: dict[str, Any]
+    if path.exists():
+        settings = read_object(path)
+        settings.pop("auto_map", None)
+        own = state["normalizer"] or {}
+        if own.get("type") == "BertNormalizer":
+            if settings.get("tokenizer_class") not in GENERAL:
+                settings["do_lower_case"] = own["lowercase"]
+                settings["strip_accents"] = own["strip_accents"]
+                settings["tokenize_chinese_chars"] = own["handle_chinese_chars"]
+    else:
+        settings = {"tokenizer_class": GENERAL[0]}
+        for key, names in SPECIAL.items():
+            there = [name for name in names if tokenizer.number(name) is not None]
+            settings[key] = there[0] if there else None
+    settings.setdefault("model_max_length", longest)
+    if padded is not None and settings.get("pad_token") is None:
+        settings["pad_token"] = tokenizer.token(padded)
+    known = {key: value for key, value in settings.items() if value is not None}
+    atomic_write_json(path, known)
+
+
+def export_model(
+    source: str,
+    output: Path,
+    layout: Layout,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write an untouched checkpoint again; see ``export_source``."""
+
+    def card(checkpoint: Checkpoint, head: str | None) -> str:
+        language = "AutoModelForMaskedLM"
+        if checkpoint.config.decoder is not None:
+            language = "AutoModelForSeq2SeqLM"
+        elif checkpoint.config.causal:
+            language = "AutoModelForCausalLM"
+        opens = AUTO.get(head, language)
+        return source_card(source, checkpoint.family.model_type, head, opens)
+
+    export_source(source, output, layout, card, say)
