@@ -81,9 +81,7 @@ class Parser(argparse.ArgumentParser):
         return f"{flag}: no such flag{hint}"
 
 
-def make_parser(
-    description: str, *, config: bool = False, model: str = ""
-) -> Parser:
+def make_parser(description: str, *, config: bool = False, model: str = "") -> Parser:
     """A parser with the shared flags, to which a door adds its own.
 
     Args:
