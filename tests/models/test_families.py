@@ -32,7 +32,7 @@ pytestmark = pytest.mark.parity
 LIMIT = 1e-4
 # Their bias moves all scores of a query alike, which softmax ignores, unless keys
 # rotate or are read by position.
-KEYS = re.compile(r"(pos_)?(k)(ey)?(_lin|_proj)?\.bias$")
+KEYS = re.compile(r"(?<=\.)(?:pos_)?k(ey)?(_lin|_proj)?\.bias$")
 
 
 @pytest.fixture(
@@ -111,7 +111,7 @@ def scale(gradients, name):
     """
     norm = np.linalg.norm(gradients[name])
     if KEYS.search(name):
-        queries = KEYS.sub(lambda key: query_of(key), name)
+        queries = KEYS.sub(query_of, name)
         wide = np.linalg.norm(gradients[queries])
         return wide if norm <= 1e-5 * wide else norm
     return norm
@@ -119,7 +119,7 @@ def scale(gradients, name):
 
 def query_of(key):
     """``key.bias`` to ``query.bias``, ``k_lin.bias`` to ``q_lin.bias``."""
-    _, _, long, end = key.groups()
+    long, end = key.groups()
     return ("query" if long else "q") + (end or "") + ".bias"
 
 
