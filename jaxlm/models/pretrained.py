@@ -28,6 +28,7 @@ from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.families import FAMILIES, HEADS, Family
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Bare, Detector, Head, LanguageModel
+from jaxlm.models.ties import settle_tie
 from jaxlm.models.transformer import Transformer
 from jaxlm.models.weights import Checkpoint, load_weights
 
@@ -55,9 +56,11 @@ def open_checkpoint(source: str) -> Checkpoint:
             hint = f"; built in is {built_in}" if random or place in BUILT_IN else ""
             raise UserError(f"config.model.pretrained: {problem}{hint}") from problem
     family, config, hf = read_config(directory)
-    return Checkpoint(
-        directory, family, config, hf, None if random else open_weights(directory)
-    )
+    if random:
+        return Checkpoint(directory, family, config, hf, None)
+    weights = open_weights(directory)
+    config = settle_tie(family, config, weights)
+    return Checkpoint(directory, family, config, hf, weights)
 
 
 def read_config(directory: Path) -> tuple[Family, TransformerConfig, dict[str, Any]]:

@@ -14,6 +14,7 @@ from jaxlm.models.families.base import (
     MOST_LAYERS,
     Family,
     Weight,
+    flag,
     linear,
     norm,
     optional,
@@ -29,13 +30,16 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     """``T5Config`` of transformers to ours, its decoder within.
 
     Where the table of tokens is the last kernel, hidden states are scaled before it.
+    transformers 5 writes ``scale_decoder_outputs`` for that, and always that they are
+    tied: the weights tell (``jaxlm.models.ties``).
     """
     require(hf, "is_encoder_decoder", {True: None})
     size = partial(read, hf, kind=int, least=1)
     gated, activation = _activation(hf.get("feed_forward_proj", "relu"))
     depth = partial(size, below=MOST_LAYERS + 1)
     layers = depth("num_layers")
-    scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
+    tied = flag(hf, "tie_word_embeddings", True)
+    scaled = flag(hf, "scale_decoder_outputs", tied)
     width = size("d_model")
     rate = read(hf, "dropout_rate", float, 0.1, below=1)
     encoder = TransformerConfig(
@@ -62,7 +66,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
             size("relative_attention_num_buckets", default=32),
             size("relative_attention_max_distance", default=128),
         ),
-        language=LanguageHead(tied=bool(scaled), scale=width**-0.5 if scaled else 1.0),
+        language=LanguageHead(tied=tied, scale=width**-0.5 if scaled else 1.0),
         dropout=rate,
         attention_dropout=rate,
         head_dropout=read(hf, "classifier_dropout", float, 0.0, below=1),
