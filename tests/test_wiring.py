@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from jaxlm.core.mesh import make_mesh
-from jaxlm.core.trees import flatten
-from jaxlm.experiment.wiring import BACKBONE, make_parts, new_params
+from jaxlm.core.trees import BACKBONE, flatten
+from jaxlm.experiment.parameters import new_params
+from jaxlm.experiment.wiring import make_parts
 from jaxlm.models.pretrained import open_checkpoint
 from tests.small_runs import config
 

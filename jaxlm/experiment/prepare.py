@@ -21,6 +21,7 @@ from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan, plan_run
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.digests import write_digests
+from jaxlm.experiment.parameters import stored_head
 from jaxlm.experiment.wiring import (
     LABELS,
     Parts,
@@ -76,6 +77,9 @@ def prepare(
     if workdir is not None:
         check_labels(workdir, labels)
     parts = make_parts(config, mesh, checkpoint.directory, labels)
+    stored = stored_head(parts, checkpoint)
+    if stored and not (workdir and (workdir / "checkpoints").exists()):
+        say(stored.notice)
     data = {
         split: parts.encode(records, cached=True) for split, records in loaded.items()
     }

@@ -21,6 +21,7 @@ from jaxlm.experiment.ahead import Programs, compile_ahead
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.digests import DIGESTS
 from jaxlm.experiment.ending import finish, show_again
+from jaxlm.experiment.parameters import new_params
 from jaxlm.experiment.prepare import (
     Prepared,
     describe,
@@ -30,7 +31,6 @@ from jaxlm.experiment.prepare import (
 )
 from jaxlm.experiment.scoring import check_metric, score, scorer, validate
 from jaxlm.experiment.signals import signals, terminable
-from jaxlm.experiment.wiring import new_params
 from jaxlm.experiment.workdir import claim, empty
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.evaluator import Evaluator

@@ -19,9 +19,6 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, read_json
 from jaxlm.core.mesh import Rules
 from jaxlm.core.schema import flatten, to_dict
-from jaxlm.core.trees import BACKBONE
-from jaxlm.core.trees import flatten as flat
-from jaxlm.core.trees import unflatten as unflat
 from jaxlm.core.types import Batch, Params, Record, Task
 from jaxlm.data import sources
 from jaxlm.data.config import DataConfig
@@ -34,7 +31,7 @@ from jaxlm.models.exporting import SETTINGS, copy_files
 from jaxlm.models.functional import Model, functional
 from jaxlm.models.pretrained import read_config
 from jaxlm.models.transformer import Transformer
-from jaxlm.models.weights import Checkpoint, load_weights
+from jaxlm.models.weights import Checkpoint
 from jaxlm.tasks.registry import TASKS
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.phases import cuts, parse_phases
@@ -204,45 +201,6 @@ def check_heads(
     for heads in (transformer.heads, transformer.kv_heads):
         shape = (heads, transformer.head_size)
         rules.sharding(mesh, ("heads", "head_size"), shape, "the model")
-
-
-def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
-    """Pretrained backbone, new head; all new for ``random:`` sources.
-
-    Every leaf is born in its sharding. What of a backbone only a head needs, and its
-    checkpoint lacks (the pooler of most families), is new too.
-    """
-    key = jax.random.key(parts.config.seed)
-    if checkpoint.weights is None:
-        return jax.jit(parts.model.init, out_shardings=parts.shardings)(key)
-    fitted = replace(checkpoint, config=parts.transformer)
-    loaded = load_weights(fitted, parts.model.shapes, parts.shardings)
-    held, placed = flat(loaded), flat(parts.shardings)
-    new = [name for name in flat(parts.model.shapes) if name not in held]
-
-    def draw(key: jax.Array) -> Params:
-        if any(name.startswith(f"{BACKBONE}/") for name in new):
-            params = flat(parts.model.init(key))
-        else:  # a head alone, without tracing what is loaded
-            body: Any = parts.model.skeleton
-            head = parts.task.build(body.backbone, head_rngs(nnx.Rngs(params=key)))
-            params = flat(nnx.to_pure_dict(nnx.state(head)))
-        return {name: params[name] for name in new}
-
-    out = {name: placed[name] for name in new}
-    born = jax.jit(draw, out_shardings=out, compiler_options=hasty())
-    return unflat({**held, **born(key)})
-
-
-def hasty() -> dict[str, Any] | None:
-    """Options for a program that is run once.
-
-    On a CPU, LLVM takes a second or two to optimise the random bits of a small matrix,
-    which are drawn in no time either way.
-    """
-    if jax.default_backend() == "cpu":
-        return {"xla_backend_optimization_level": 0}
-    return None
 
 
 def head_rngs(rngs: nnx.Rngs) -> nnx.Rngs:

@@ -88,21 +88,35 @@ def own_head(checkpoint: Checkpoint) -> str | None:
     Raises:
       UserError: config.json names another class.
     """
-    names = checkpoint.hf.get("architectures") or []
-    name = names[0] if isinstance(names, list) and names else "Model"
-    family = checkpoint.family
-    if str(name).endswith("ForPreTraining"):
+    name, family = class_name(checkpoint.hf), checkpoint.family
+    if name.endswith("ForPreTraining"):
         return family.pretraining
-    ends = [head for end, head in HEADS.items() if str(name).endswith(end)]
+    ends = [head for end, head in HEADS.items() if name.endswith(end)]
     if ends and ends[0] in family.heads:
         return ends[0]
-    if ends or not str(name).endswith("Model"):
+    if ends or not name.endswith("Model"):
+        names = checkpoint.hf.get("architectures")
         allowed = ", ".join(("Model", "ForPreTraining", *HEADS))
         raise UserError(
             f"{checkpoint.directory}/config.json: architectures={names!r} is not"
             f" supported for {family.model_type}; a name that ends in one of {allowed}"
         )
     return None
+
+
+def class_name(hf: dict[str, Any]) -> str:
+    """The transformers class that a config.json names first; a bare one where none."""
+    names = hf.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else "Model"
+
+
+def classifier_kind(checkpoint: Checkpoint) -> str | None:
+    """``tokens`` or ``text``, where a checkpoint has a classifier of these."""
+    name = class_name(checkpoint.hf)
+    ends = [head for end, head in HEADS.items() if name.endswith(end)]
+    kind = ends[0] if ends else None
+    known = kind in ("tokens", "text") and kind in checkpoint.family.heads
+    return kind if known else None
 
 
 def stored_labels(hf: dict[str, Any]) -> list[str]:
