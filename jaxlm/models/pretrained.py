@@ -20,12 +20,12 @@ from flax import nnx
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import read_json
 from jaxlm.core.mesh import NO_RULES, Rules
-from jaxlm.core.safetensors import open_weights
 from jaxlm.core.sources import locate
 from jaxlm.core.types import Apply, Batch, Params
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.families import FAMILIES, HEADS, Family
+from jaxlm.models.folders import open_files
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Bare, Detector, Head, LanguageModel
 from jaxlm.models.ties import settle_tie
@@ -58,7 +58,7 @@ def open_checkpoint(source: str) -> Checkpoint:
     family, config, hf = read_config(directory)
     if random:
         return Checkpoint(directory, family, config, hf, None)
-    weights = open_weights(directory)
+    weights = open_files(directory)
     config = settle_tie(family, config, weights)
     return Checkpoint(directory, family, config, hf, weights)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxlm.core.safetensors import WeightFiles
+from jaxlm.core.safetensors import Tensors
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.families import Family
 
@@ -16,7 +16,7 @@ TABLE, KERNEL = "embeddings/tokens/embedding", "language/kernel"
 
 
 def settle_tie(
-    family: Family, config: TransformerConfig, files: WeightFiles
+    family: Family, config: TransformerConfig, files: Tensors
 ) -> TransformerConfig:
     """The config of a checkpoint, untied where its files hold another last kernel.
 
@@ -38,7 +38,7 @@ def settle_tie(
     return replace(config, language=language, decoder=decoder)
 
 
-def same(files: WeightFiles, one: str, other: str) -> bool:
+def same(files: Tensors, one: str, other: str) -> bool:
     """Whether two tensors have the same values."""
     if files.shape(one) != files.shape(other):
         return False

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.grouping import ungrouped
-from jaxlm.core.safetensors import WeightFiles
+from jaxlm.core.safetensors import Tensors
 from jaxlm.core.trees import flatten, unflatten
 from jaxlm.core.types import Params
 from jaxlm.models.architecture import TransformerConfig
@@ -32,7 +32,7 @@ class Checkpoint:
     family: Family
     config: TransformerConfig
     hf: dict[str, Any]
-    weights: WeightFiles | None
+    weights: Tensors | None
 
 
 def load_weights(
@@ -215,7 +215,7 @@ def stored_tensors(
 
 def _check_names(
     checkpoint: Checkpoint,
-    files: WeightFiles,
+    files: Tensors,
     theirs: dict[str, str],
     wanted: dict[str, Source],
 ) -> None:
@@ -285,7 +285,7 @@ def _check_tied(
 
 
 def _reader(
-    place: Path, files: WeightFiles, theirs: dict[str, str], source: Source
+    place: Path, files: Tensors, theirs: dict[str, str], source: Source
 ) -> Callable[[Any], np.ndarray]:
     """Read the slice of our leaf that one device holds."""
 

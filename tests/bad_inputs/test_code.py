@@ -87,7 +87,7 @@ CASES = [
     Case("auto_map of a tokenizer", remote_code("tokenizer_config.json"), ("absent",)),
     Case("auto_map of a vocabulary", vocabulary_alone, ("cannot be read",)),
     Case("a pickle", pickled("pytorch_model.bin"), ("can run code",)),
-    Case("a pickle by another name", pickled(SINGLE), ("cut off",)),
+    Case("a pickle by another name", pickled(SINGLE), ("is a pickle",)),
     Case("a data set's script", data_script, ("made by a script are not run",)),
     Case("a script for data", data_script_by_path, ("evil.py: ",)),
 ]

@@ -318,15 +318,26 @@ def test_a_repository_of_the_hub_is_fetched(hub, tmp_path):
     )
 
 
-def test_no_pickle_and_no_code_is_fetched(hub, tmp_path):
+def test_no_code_is_fetched_and_no_pickle_beside_safetensors(hub, tmp_path):
     found = hub(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
     locate("hf:org/name")
+    assert len(found.calls) == 1
     assert set(found.calls[0][1]["allow_patterns"]) == {
         "*.json",
         "*.txt",
         "*.safetensors",
         "*.model",
     }
+
+
+def test_pickles_are_fetched_where_there_is_no_safetensors(hub, tmp_path):
+    found = hub(str(tmp_path))
+    locate("hf:org/name")
+    assert found.calls[1][1]["allow_patterns"] == [
+        "pytorch_model*.bin",
+        "pytorch_model.bin.index.json",
+    ]
 
 
 def test_the_hubs_cache_serves_without_a_network(hub, tmp_path):
