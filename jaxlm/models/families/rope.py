@@ -12,7 +12,7 @@ from jaxlm.core.errors import UserError
 from jaxlm.models.architecture import Rope
 from jaxlm.models.families.base import read
 
-SCALINGS = ("default", "linear", "llama3", "yarn")
+SCALINGS = ("default", "linear", "llama3", "longrope", "yarn")
 
 
 def read_rope(
@@ -51,6 +51,8 @@ def read_rope(
         frequencies = frequencies / read(options, "factor", float)
     elif kind == "llama3":
         frequencies = _llama3(frequencies, options)
+    elif kind == "longrope":
+        frequencies, magnitude = _longrope(frequencies, options)
     elif kind == "yarn":
         frequencies, magnitude = _yarn(frequencies, base, hf, options)
     return Rope(tuple(np.asarray(frequencies, np.float32).tolist()), magnitude)
@@ -68,6 +70,28 @@ def _llama3(frequencies: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
     turns = turns / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     return (1 - smooth) * frequencies / factor + smooth * frequencies
+
+
+def _longrope(
+    frequencies: np.ndarray, options: Mapping[str, Any]
+) -> tuple[np.ndarray, float]:
+    """A factor for each pair (arXiv:2402.13753), one for texts of any length."""
+    factors = options.get("long_factor")
+    count = len(frequencies)
+    if not isinstance(factors, list) or len(factors) != count:
+        raise UserError(
+            f"config.json: long_factor must be a list of {count} numbers, one for each"
+            " pair of a head's dimensions"
+        )
+    if options.get("short_factor") != factors:
+        raise UserError(
+            "config.json: rope_type='longrope' is supported where short_factor is"
+            " long_factor; here texts of other lengths rotate otherwise"
+        )
+    checked = [read({"long_factor": each}, "long_factor", float) for each in factors]
+    return frequencies / np.array(checked, np.float32), read(
+        options, "attention_factor", float
+    )
 
 
 def _yarn(
