@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,10 +61,33 @@ def load_weights(
     loaded = {}
     for ours, source in wanted.items():
         read = _reader(checkpoint.directory, files, theirs, source)
-        loaded[ours] = jax.make_array_from_callback(
-            source.shape, flat_shardings[ours], read
-        )
+        loaded[ours] = _place(source.shape, flat_shardings[ours], read)
     return unflatten(loaded)
+
+
+def _place(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """An array from its parts, one after another: no more than one is held twice.
+
+    A part that several devices hold is read once.
+    """
+    wanted = sharding.addressable_devices_indices_map(shape)
+    groups: dict[Any, list[jax.Device]] = {}
+    for device, index in wanted.items():
+        key = tuple((part.start, part.stop) for part in index or ())
+        groups.setdefault(key, []).append(device)
+    placed: dict[jax.Device, jax.Array] = {}
+    for devices in groups.values():
+        value = read(wanted[devices[0]] or ())
+        for device in devices:
+            placed[device] = jax.block_until_ready(jax.device_put(value, device))
+        del value
+    return jax.make_array_from_single_device_arrays(
+        shape, sharding, [placed[device] for device in wanted]
+    )
 
 
 @dataclass(frozen=True)
@@ -294,7 +317,8 @@ def _reader(
 
     def checked(name: str, index: tuple[slice, ...]) -> np.ndarray:
         with np.errstate(over="ignore"):  # of f64: to infinity, which is refused
-            value = files.read(theirs[name], index).astype(np.float32)
+            value = files.read(theirs[name], index)
+            value = value.astype(np.float32, copy=False)
         if not np.isfinite(value).all():
             raise UserError(
                 f"{place}: {theirs[name]} contains NaN or infinity (as float32); fetch"
@@ -305,7 +329,15 @@ def _reader(
     def read(index: tuple[slice, ...]) -> np.ndarray:
         if not source.stacked:
             return part(source.names[0], index)
-        names: Iterable[str] = source.names[index[0]]
-        return np.stack([part(name, index[1:]) for name in names])
+        names = source.names[index[0]]
+        # One layer at a time into its place: a stack is never held twice here.
+        each = (
+            len(range(*cut.indices(size)))
+            for cut, size in zip(index[1:], source.each, strict=True)
+        )
+        stack = np.empty((len(names), *each), np.float32)
+        for place, name in enumerate(names):
+            stack[place] = part(name, index[1:])
+        return stack
 
     return read
