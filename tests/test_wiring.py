@@ -1,14 +1,19 @@
 """From a config to objects: what a head begins as."""
 
+import shutil
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
+from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import make_mesh
 from jaxlm.core.trees import BACKBONE, flatten
 from jaxlm.experiment.parameters import new_params
 from jaxlm.experiment.wiring import make_parts
-from jaxlm.models.pretrained import open_checkpoint
+from jaxlm.models.pretrained import BUILT_IN, open_checkpoint
 from tests.small_runs import config
 
 
@@ -39,3 +44,22 @@ def test_another_seed_begins_with_another_head(minilm):
     same = {name for name in one if np.array_equal(one[name], other[name])}
     assert same < set(one)
     assert all(name.endswith("bias") for name in same)
+
+
+def test_a_run_may_have_more_tokens_than_its_checkpoint(tmp_path):
+    folder = Path(shutil.copytree(BUILT_IN["tiny"], tmp_path / "model"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    def made(**changes):
+        given = config(model__pretrained=f"random:{folder}", mesh__data=1, **changes)
+        mesh = make_mesh(given.mesh.sizes)[0]
+        return make_parts(given, mesh, folder, ("LOC", "PER"))
+
+    with pytest.raises(UserError, match="or config.model.vocab_size=2002 for new rows"):
+        made()
+    parts = made(model__vocab_size=2002, model__vocab_multiple=16)
+    assert parts.transformer.vocab_size == parts.tokenizer.vocab_size == 2002
+    table = flatten(parts.model.shapes)[f"{BACKBONE}/embeddings/tokens/embedding"]
+    assert table.shape == (2016, 64)

@@ -77,10 +77,11 @@ class Rules:
             parts = math.prod(mesh.shape[axis] for axis in split)
             if size % parts:
                 sizes = " x ".join(f"config.mesh.{axis}" for axis in split)
+                pad = f" or config.model.vocab_multiple={parts}"
                 raise UserError(
                     f"{sizes}: {parts} devices cannot split {dimension}={size} of"
                     f" {name} evenly; a divisor of {size}, or another"
-                    f" config.mesh.rules.{dimension}"
+                    f" config.mesh.rules.{dimension}{pad * (dimension == 'vocab')}"
                 )
         return NamedSharding(mesh, self.partition(axes))
 

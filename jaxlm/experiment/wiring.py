@@ -31,6 +31,7 @@ from jaxlm.models.exporting import SETTINGS, copy_files
 from jaxlm.models.functional import Model, functional
 from jaxlm.models.pretrained import read_config
 from jaxlm.models.transformer import Transformer
+from jaxlm.models.vocabulary import resize
 from jaxlm.models.weights import Checkpoint
 from jaxlm.tasks.registry import TASKS
 from jaxlm.train.evaluator import Evaluator
@@ -168,7 +169,9 @@ def adapt(
     }
     if rate is not None:
         changes |= dict.fromkeys(("dropout", "attention_dropout", "head_dropout"), rate)
-    return replace(transformer, **changes)
+    model = config.model
+    resized = resize(transformer, model.vocab_size, model.vocab_multiple)
+    return replace(resized, **changes)
 
 
 def check_fit(
@@ -186,7 +189,8 @@ def check_fit(
     if tokenizer.vocab_size > transformer.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the"
-            f" embedding {transformer.vocab_size} rows; take the model's own tokenizer"
+            f" embedding {transformer.vocab_size} rows; take the model's own tokenizer,"
+            f" or config.model.vocab_size={tokenizer.vocab_size} for new rows"
         )
 
 

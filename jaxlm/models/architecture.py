@@ -119,6 +119,8 @@ class TransformerConfig:
     """0: what the heads leave of the width."""
 
     # What tokens become.
+    vocab_rows: int = 0
+    """Rows of the tables of tokens, padding included; 0: as vocab_size."""
     embedding_width: int = 0
     """Of the table of tokens; 0: as width."""
     embedding_scale: float = 1.0
@@ -183,6 +185,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         head_size = self.head_size or self.width // self.heads
         defaults = {
+            "vocab_rows": self.vocab_size,
             "kv_heads": self.heads,
             "head_size": head_size,
             "embedding_width": self.width,

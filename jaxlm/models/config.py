@@ -35,3 +35,17 @@ class ModelConfig:
         minimum=0.0,
         below=1.0,
     )
+    vocab_size: int | None = field(
+        None,
+        "how many tokens the model has; more than the checkpoint's are new ones; none:"
+        " as many as the checkpoint",
+        minimum=1,
+        maximum=2**31 - 1,
+    )
+    vocab_multiple: int = field(
+        1,
+        "pad the tables of tokens with unused rows to a multiple of this, which devices"
+        " divide",
+        minimum=1,
+        maximum=2**16,
+    )

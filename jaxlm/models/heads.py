@@ -22,6 +22,9 @@ from jaxlm.models.layers import (
 )
 from jaxlm.models.transformer import pool
 
+LEAST = float(jnp.finfo(jnp.float32).min)
+"""The logit of what is no token."""
+
 
 class Head(nnx.Module):
     """A backbone under a dropout and a linear map to L labels.
@@ -106,11 +109,12 @@ class LanguageModel(nnx.Module):
 class VocabularyHead(nnx.Module):
     """Hidden states to logits f32[..., V]; see ``LanguageHead``.
 
-    Its kernel, where it is not tied, is f32[V, E] as the table of tokens is.
+    Its kernel, where it is not tied, is f32[V, E] as the table of tokens is. Rows that
+    pad these have the least logits there are: no probability, and no gradient.
     """
 
     def __init__(self, config: TransformerConfig, head: LanguageHead, rngs: nnx.Rngs):
-        self.head = head
+        self.head, self.vocab_size = head, config.vocab_size
         draw = jax.nn.initializers.normal(config.initializer_range)
         width = config.width
         if head.activation:
@@ -125,12 +129,12 @@ class VocabularyHead(nnx.Module):
             epsilon = head.norm_epsilon
             self.norm = make_norm(config, width, epsilon=epsilon)
         if not head.tied:
-            shape = (config.vocab_size, width)
+            shape = (config.vocab_rows, width)
             self.kernel = parameter(
                 draw(rngs.params(), shape, jnp.float32), ("vocab", "width")
             )
         if head.bias:
-            zeros = jnp.zeros(config.vocab_size, jnp.float32)
+            zeros = jnp.zeros(config.vocab_rows, jnp.float32)
             self.bias = parameter(zeros, ("vocab",))
 
     def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
@@ -150,6 +154,9 @@ class VocabularyHead(nnx.Module):
             logits = logits + along_last(self.bias[...], logits)
         if head.cap is not None:
             logits = head.cap * jnp.tanh(logits / head.cap)
+        if logits.shape[-1] > self.vocab_size:
+            real = jnp.arange(logits.shape[-1]) < self.vocab_size
+            logits = jnp.where(along_last(real, logits), logits, LEAST)
         return logits
 
 

@@ -30,6 +30,7 @@ from jaxlm.models.functional import functional
 from jaxlm.models.heads import Bare, Detector, Head, LanguageModel
 from jaxlm.models.ties import settle_tie
 from jaxlm.models.transformer import Transformer
+from jaxlm.models.vocabulary import resize
 from jaxlm.models.weights import Checkpoint, load_weights
 
 RANDOM = "random:"
@@ -223,17 +224,21 @@ def load(
     scan: bool = False,
     remat: str = "none",
     dtype: Any = jnp.float32,
+    vocab_size: int | None = None,
+    vocab_multiple: int = 1,
 ) -> Pretrained:
     """A checkpoint with its own head, in f32, each device its part by byte range.
 
     Without a ``mesh`` all is on the first device. ``scan`` runs layers by ``lax.scan``.
+    ``vocab_size`` and ``vocab_multiple`` are the config's: see ``models.vocabulary``.
 
     Raises:
       UserError: no such source, another architecture, or weights that do not fit.
     """
     checkpoint = open_checkpoint(source)
     head = own_head(checkpoint)
-    checkpoint = replace(checkpoint, config=fitted(checkpoint, head, scan))
+    config = resize(fitted(checkpoint, head, scan), vocab_size, vocab_multiple)
+    checkpoint = replace(checkpoint, config=config)
     make = partial(build, checkpoint, head, rules=rules, remat=remat, dtype=dtype)
     model = functional(lambda rngs: make(rngs=rngs))
     if mesh is None:

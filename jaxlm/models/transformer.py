@@ -42,7 +42,7 @@ class Embeddings(nnx.Module):
         draw = jax.nn.initializers.normal(std)
         make = partial(Embedding, initializer=draw, rngs=rngs)
         self.config = config
-        self.tokens = make((config.vocab_size, width), ("vocab", "width"))
+        self.tokens = make((config.vocab_rows, width), ("vocab", "width"))
         if config.learned_positions:
             self.positions = make((config.position_rows, width), (None, "width"))
         if config.type_vocab_size:

@@ -19,6 +19,7 @@ from jaxlm.core.trees import flatten, unflatten
 from jaxlm.core.types import Params
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.families import Family, Weight
+from jaxlm.models.vocabulary import LEAVES, read_grown
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,15 @@ def load_weights(
     loaded = {}
     for ours, source in wanted.items():
         read = _reader(checkpoint.directory, files, theirs, source)
+        if source.tokens is not None and source.their_shape != source.shape:
+            read = partial(
+                read_grown,
+                ours,
+                shape=source.shape,
+                old=source.tokens,
+                config=checkpoint.config,
+                read=read,
+            )
         loaded[ours] = _place(source.shape, flat_shardings[ours], read)
     return unflatten(loaded)
 
@@ -75,11 +85,11 @@ def _place(
     A part that several devices hold is read once.
     """
     wanted = sharding.addressable_devices_indices_map(shape)
-    groups: dict[Any, list[jax.Device]] = {}
+    groups: dict[Any, list[Any]] = {}
     for device, index in wanted.items():
         key = tuple((part.start, part.stop) for part in index or ())
         groups.setdefault(key, []).append(device)
-    placed: dict[jax.Device, jax.Array] = {}
+    placed: dict[Any, jax.Array] = {}
     for devices in groups.values():
         value = read(wanted[devices[0]] or ())
         for device in devices:
@@ -94,7 +104,8 @@ def _place(
 class Source:
     """Where one of our leaves comes from: their names along the axis of layers.
 
-    ``heads`` is how many there are, where ours lie side by side within each.
+    ``heads`` is how many there are, where ours lie side by side within each. ``tokens``
+    is how many rows theirs has, of a leaf with one for each token.
     """
 
     shape: tuple[int, ...]
@@ -102,6 +113,7 @@ class Source:
     row: Weight
     stacked: bool
     heads: int
+    tokens: int | None = None
 
     @property
     def each(self) -> tuple[int, ...]:
@@ -110,6 +122,8 @@ class Source:
 
     @property
     def their_shape(self) -> tuple[int, ...]:
+        if self.tokens is not None:
+            return self.tokens, *self.shape[1:]
         *rest, last = self.each
         shape = (*rest, last * self.row.part[1])
         return shape[::-1] if self.row.transpose else shape
@@ -161,6 +175,7 @@ def _wanted(
     """The family's table, filled in for this model's stacks."""
     config = checkpoint.config
     language = (config.decoder or config).language
+    tokens = checkpoint.family.to_config(checkpoint.hf).vocab_size
     table = checkpoint.family.table(head, tied=language is None or language.tied)
     wanted = {}
     for ours, leaf in shapes.items():
@@ -171,7 +186,8 @@ def _wanted(
         stacked = "layers" in name.split("/")
         numbers = range(*part.indices(part.stop or leaf.shape[0])) if stacked else [0]
         names = tuple(row.theirs.format(layer=number) for number in numbers)
-        wanted[ours] = Source(leaf.shape, names, row, stacked, config.heads)
+        old = tokens if name in LEAVES else None
+        wanted[ours] = Source(leaf.shape, names, row, stacked, config.heads, old)
     return wanted
 
 
@@ -203,12 +219,13 @@ def lazy_tensors(
 
     def fetch(name: str) -> np.ndarray:
         source, parts = found[name]
-        return source.join(
-            {
-                which: np.asarray(flat[ours][place] if source.stacked else flat[ours])
-                for which, (ours, place) in parts.items()
-            }
-        )
+        mine = {
+            which: np.asarray(flat[ours][place] if source.stacked else flat[ours])
+            for which, (ours, place) in parts.items()
+        }
+        if source.tokens is not None:  # without padding
+            mine = {0: mine[0][: checkpoint.config.vocab_size]}
+        return source.join(mine)
 
     return {name: (source, partial(fetch, name)) for name, (source, _) in found.items()}
 

@@ -63,7 +63,8 @@ def test_every_leaf_of_a_tree_has_the_sharding_of_its_axes(mesh):
             ("vocab", None),
             (7, 4),
             "config.mesh.tensor: 2 devices cannot split vocab=7 of head/table evenly;"
-            " a divisor of 7, or another config.mesh.rules.vocab",
+            " a divisor of 7, or another config.mesh.rules.vocab"
+            " or config.model.vocab_multiple=2",
         ),
         (
             (None, "width"),
