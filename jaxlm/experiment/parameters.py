@@ -14,7 +14,7 @@ from jaxlm.core.trees import flatten as flat
 from jaxlm.core.trees import unflatten as unflat
 from jaxlm.core.types import Params
 from jaxlm.experiment.wiring import Parts, head_rngs
-from jaxlm.models.pretrained import classifier_kind, stored_labels
+from jaxlm.models.pretrained import classifier_kind, labels_of
 from jaxlm.models.weights import Checkpoint, load_weights
 
 KINDS = {"hidden": "tokens", "pooled": "text"}
@@ -71,7 +71,7 @@ def stored_head(parts: Parts, checkpoint: Checkpoint) -> StoredHead | None:
     reads = getattr(parts.model.skeleton, "reads", None)
     if checkpoint.weights is None or kind is None or KINDS.get(str(reads)) != kind:
         return None
-    return StoredHead(kind, stored_labels(checkpoint.hf), parts.task.labels)
+    return StoredHead(kind, labels_of(checkpoint), parts.task.labels)
 
 
 def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from jaxlm.core.pickles import has_pickles, open_pickles
@@ -9,20 +11,20 @@ from jaxlm.core.safetensors import Tensors, has_safetensors, open_weights
 from jaxlm.models.gguf import find_gguf, open_gguf
 
 
-def open_folder(folder: Path, *, weights: bool) -> tuple[Path, Tensors | None]:
-    """The folder of config.json and tokenizer, and the weights where asked for.
+def find_weights(folder: Path) -> tuple[Path, Callable[[], Tensors]]:
+    """The folder of config.json and tokenizer, and what opens the weights.
 
     Safetensors come first, then what PyTorch pickled, then a GGUF file, whose metadata
     become a folder in the cache.
 
     Raises:
-      UserError: there are no weights, or they cannot be read.
+      UserError: there are several GGUF files, or one that cannot be read; by the call
+        of what is returned: there are no weights, or they cannot be read.
     """
-    if has_safetensors(folder):
-        return folder, open_weights(folder) if weights else None
-    if has_pickles(folder):
-        return folder, open_pickles(folder) if weights else None
-    if path := find_gguf(folder):
-        made, tensors = open_gguf(path)
-        return made, tensors if weights else None
-    return folder, open_weights(folder) if weights else None
+    if not has_safetensors(folder):
+        if has_pickles(folder):
+            return folder, partial(open_pickles, folder)
+        if path := find_gguf(folder):
+            made, tensors = open_gguf(path)
+            return made, lambda: tensors
+    return folder, partial(open_weights, folder)

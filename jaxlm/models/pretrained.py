@@ -25,7 +25,7 @@ from jaxlm.core.types import Apply, Batch, Params
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.families import FAMILIES, HEADS, Family
-from jaxlm.models.folders import open_folder
+from jaxlm.models.folders import find_weights
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Bare, Detector, Head, LanguageModel
 from jaxlm.models.ties import settle_tie
@@ -56,10 +56,11 @@ def open_checkpoint(source: str) -> Checkpoint:
             built_in = ", ".join(f"{RANDOM}{name}" for name in BUILT_IN)
             hint = f"; built in is {built_in}" if random or place in BUILT_IN else ""
             raise UserError(f"config.model.pretrained: {problem}{hint}") from problem
-    directory, weights = open_folder(directory, weights=not random)
+    directory, open_files = find_weights(directory)
     family, config, hf = read_config(directory)
-    if weights is None:
+    if random:
         return Checkpoint(directory, family, config, hf, None)
+    weights = open_files()
     config = settle_tie(family, config, weights)
     return Checkpoint(directory, family, config, hf, weights)
 
@@ -139,6 +140,14 @@ def stored_labels(hf: dict[str, Any]) -> list[str]:
         ) from problem
 
 
+def labels_of(checkpoint: Checkpoint) -> list[str]:
+    """``stored_labels`` of a checkpoint; its place stands before what is wrong."""
+    try:
+        return stored_labels(checkpoint.hf)
+    except UserError as problem:
+        raise UserError(f"{checkpoint.directory}/{problem}") from problem
+
+
 def build(
     checkpoint: Checkpoint, head: str | None, rngs: nnx.Rngs, **options: Any
 ) -> nnx.Module:
@@ -151,7 +160,7 @@ def build(
         return LanguageModel(backbone, rngs)
     if head == "detector":
         return Detector(backbone, rngs)
-    labels = 2 if head == "answers" else len(stored_labels(checkpoint.hf))
+    labels = 2 if head == "answers" else len(labels_of(checkpoint))
     reads = "pooled" if head == "text" else "hidden"
     return Head(backbone, reads, labels, rngs, bias="classifier/bias" in rows)
 
@@ -196,7 +205,7 @@ class Pretrained:
 
     @property
     def labels(self) -> list[str]:
-        return stored_labels(self.checkpoint.hf)
+        return labels_of(self.checkpoint)
 
     @cached_property
     def tokenizer(self) -> Any:

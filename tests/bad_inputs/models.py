@@ -38,14 +38,14 @@ def source(text: str) -> Callable[[Path], list[str]]:
 
 
 MODEL = [
-    ("another architecture", options(model_type="bloom"), "model_type 'bloom'"),
+    ("another architecture", options(model_type="mamba"), "model_type 'mamba'"),
     ("no architecture", options(model_type=None), "model_type None"),
     ("architectures", options(model_type=["bert"]), "model_type ['bert']"),
     ("relative positions", options(position_embedding_type="relative_key"),
      "position_embedding_type='relative_key'"),
     ("a decoder", options(is_decoder=True), "is_decoder=True"),
     ("cross attention", options(add_cross_attention=True), "add_cross_attention"),
-    ("an unknown activation", options(hidden_act="mish"), "hidden_act='mish'"),
+    ("an unknown activation", options(hidden_act="softplus"), "hidden_act='softplus'"),
     ("a list of activations", options(hidden_act=["gelu"]), "hidden_act=['gelu']"),
     ("uneven heads", options(num_attention_heads=3), "num_attention_heads=3"),
     ("no layers", options(num_hidden_layers=0), "num_hidden_layers=0"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.core import pickles
 from jaxlm.core.safetensors import INDEX, SINGLE, write
 from jaxlm.models.families.bert import BERT
 from tests.bad_inputs.cases import Case, own_model
@@ -75,6 +76,19 @@ def changed(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable:
     return make
 
 
+def configured(**options: Any) -> Callable[[Path], list[str]]:
+    """Sound weights beside a config.json that says something else."""
+
+    def make(folder: Path) -> list[str]:
+        model = own_model(folder)
+        write(model / SINGLE, sound())
+        path = model / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | options))
+        return _trained_from(model)
+
+    return make
+
+
 def _trained_from(model: Path) -> list[str]:
     return [f"--config.model.pretrained={model}", "--config.data.train=sample:ner[:4]"]
 
@@ -87,6 +101,12 @@ def query(value: Any, dtype: Any = np.float32) -> Callable:
         tensors[QUERY][3, 2] = value
 
     return changed(change)
+
+
+CLASSIFIER = {
+    "architectures": ["BertForTokenClassification"],
+    "id2label": dict(enumerate(("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG"))),
+}
 
 
 def index(weight_map: Any) -> str:
@@ -192,7 +212,34 @@ VALUES = [
     ("one weight twice", changed(lambda all: all.update({f"bert.{QUERY}": all[QUERY]})),
      f"bert.{QUERY}"),
     ("no weights", saved({}), "no model.safetensors"),
-    ("a pickle", saved({"pytorch_model.bin": b"\x80\x04."}), "can run code"),
+    ("a shape that config.json contradicts", configured(intermediate_size=99),
+     "(config.json asks for [99, 64])"),
+    ("fewer layers than config.json has", configured(num_hidden_layers=3),
+     "missing: encoder.layer.2."),
+    ("more layers than config.json has", configured(num_hidden_layers=1),
+     "unexpected: encoder.layer.1."),
+    ("a classifier that is not there", configured(**CLASSIFIER),
+     "missing: classifier.bias, classifier.weight"),
+    ("labels that are no object", configured(**CLASSIFIER | {"id2label": 7}),
+     "id2label=7"),
+    ("labels out of number", configured(**CLASSIFIER | {"id2label": {"3": "O"}}),
+     "id2label={'3': 'O'}"),
+]  # fmt: skip
+OTHERS = [
+    ("a pickle", {pickles.SINGLE: b"\x80\x04."}, "can run code"),
+    ("a page of HTML for a pickle", {pickles.SINGLE: b"<html>"}, "can run code"),
+    ("an absent shard of pickles", {pickles.INDEX: index({"a": "x.bin"})},
+     "shard 'x.bin' is absent"),
+    ("safetensors for a shard of pickles", {pickles.INDEX: index({"a": "x.st"})},
+     "must be a .bin file beside the index"),
+    ("a pickle called safetensors", {SINGLE: b"\x80\x04\x95\x10" + bytes(40)},
+     "is a pickle of PyTorch by another name"),
+    ("an archive of PyTorch called safetensors", {SINGLE: b"PK\3\4" + bytes(40)},
+     "is a pickle of PyTorch by another name"),
+    ("an empty GGUF file", {"a.gguf": b""}, "is not a whole GGUF file"),
+    ("a GGUF file cut off", {"a.gguf": b"GGUF\3\0\0\0"}, "is not a whole GGUF file"),
+    ("a page of HTML for GGUF", {"a.gguf": b"<html>" * 9}, "is not a whole GGUF file"),
+    ("several GGUF files", {"a.gguf": b"", "b.gguf": b""}, "2 *.gguf files"),
 ]  # fmt: skip
 
 CASES = [
@@ -207,5 +254,9 @@ CASES = [
     *(
         Case(f"weights: {name}", make, ("{folder}/model", word))
         for name, make, word in VALUES
+    ),
+    *(
+        Case(f"weights: {name}", saved(files), ("{folder}/model", word))
+        for name, files, word in OTHERS
     ),
 ]
