@@ -57,7 +57,6 @@ def load_weights(
     wanted = _wanted(checkpoint, flatten(shapes), head)
     _check_names(checkpoint, files, theirs, wanted)
     if head == "language":
-        _check_tied(checkpoint, files, theirs)
     flat_shardings = flatten(shardings)
     loaded = {}
     for ours, source in wanted.items():
@@ -300,27 +299,6 @@ def _check_names(
         raise UserError(
             f"{checkpoint.directory}: the weights do not fit config.json; "
             + "; ".join(found)
-        )
-
-
-def _check_tied(
-    checkpoint: Checkpoint, files: WeightFiles, theirs: dict[str, str]
-) -> None:
-    """Refuse a last kernel that config.json takes for the table of tokens and is not.
-
-    transformers 5 writes that mT5 is tied, whose published models have two tables.
-    """
-    family, config = checkpoint.family, checkpoint.config
-    language = (config.decoder or config).language
-    names = {row.ours: row.theirs for row in (*family.weights, *family.untied)}
-    kernel = theirs.get(names.get("language/kernel", ""))
-    table = theirs.get(names["embeddings/tokens/embedding"])
-    if language is None or not language.tied or kernel is None or table is None:
-        return
-    if not np.array_equal(files.read(kernel), files.read(table)):
-        raise UserError(
-            f"{checkpoint.directory}: {kernel} differs from {table}, to which"
-            " config.json ties it; set tie_word_embeddings to false there"
         )
 
 
