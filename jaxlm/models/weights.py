@@ -56,7 +56,6 @@ def load_weights(
     theirs = {checkpoint.family.canonical(name): name for name in files.names}
     wanted = _wanted(checkpoint, flatten(shapes), head)
     _check_names(checkpoint, files, theirs, wanted)
-    if head == "language":
     flat_shardings = flatten(shardings)
     loaded = {}
     for ours, source in wanted.items():
