@@ -7,9 +7,10 @@ and dequantizes them, ``jaxlm.models.gguf_metadata`` reads the rest.
 from __future__ import annotations
 
 import hashlib
-import shutil
+import json
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def find_gguf(folder: Path) -> Path | None:
 def open_gguf(path: Path) -> tuple[Path, GgufFiles]:
     """A folder with config.json and tokenizer made of a file's metadata; its weights.
 
-    The folder lies in the cache, and is made once for all files of this metadata.
+    The folder lies in the cache, and is made once for all files of this metadata, by
+    this transformers.
 
     Raises:
       UserError: the gguf library is not installed, the file is broken, or it is of an
@@ -155,7 +157,9 @@ def open_gguf(path: Path) -> tuple[Path, GgufFiles]:
         ) from problem
     config = to_config_json(path, facts, reader.tensors)
     with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read(stop)).hexdigest()
+        made_of = file.read(stop)
+    made_of += json.dumps(config).encode() + version("transformers").encode()
+    digest = hashlib.sha256(made_of).hexdigest()
     folder = cache_directory() / "gguf" / f"{path.stem}-{digest[:12]}"
     if not folder.is_dir():
         _make_folder(path, folder, config, facts)
@@ -186,15 +190,18 @@ def _make_folder(
     path: Path, folder: Path, config: dict[str, Any], facts: Mapping[str, Any]
 ) -> None:
     """Write what a model's folder has besides weights; whole, or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    tokenizer = make_tokenizer(path, facts)
     try:
-        atomic_write_json(made / "config.json", config)
-        make_tokenizer(path, facts).save_pretrained(made)
-        made.chmod(0o755)
-        made.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first
-            raise
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as made:
+            whole = Path(made) / "model"
+            atomic_write_json(whole / "config.json", config)
+            tokenizer.save_pretrained(whole)
+            whole.rename(folder)
+    except OSError as problem:
+        if folder.is_dir():  # another process was first
+            return
+        raise UserError(
+            f"{path}: its tokenizer cannot be kept in {folder.parent} ({problem}); set"
+            " JAXLM_CACHE to a folder with room"
+        ) from problem
