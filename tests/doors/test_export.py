@@ -20,68 +20,25 @@ from jaxlm import api
 from jaxlm.core import config as configs
 from jaxlm.core import schema
 from jaxlm.core.errors import UserError
-from jaxlm.core.safetensors import open_weights, write
-from jaxlm.core.shards import parse_size
+from jaxlm.core.safetensors import write
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.experiment import ExperimentConfig
 from jaxlm.experiment.exporting import export_run
 from jaxlm.experiment.runs import Run
 from jaxlm.experiment.wiring import save_labels, save_model
-from jaxlm.models.exporting import Layout, param_tensors
-from jaxlm.models.families import FAMILIES
+from jaxlm.models.exporting import Layout
 from jaxlm.models.pretrained import BUILT_IN, load, make_batch, open_checkpoint
 from tests.doors.conftest import ROOT
-from tests.models.families import CASES, DECODER, ENCODER, GPT2, MODERNBERT
+from tests.models.families import DECODER, ENCODER, GPT2, MODERNBERT
+from tests.models.test_exporting import opened, same, tensors
 
 SENTENCES = [
     "Ada Lovelace left Paris for London in 1833, and wrote to Charles Babbage.",
     "The match in Rome ended 2-1.",
     "Zürich, naïve café; 東京 [MASK] nothing-like-it!",
 ]
-NAMES = [
-    "Bert-pretraining", "Roberta-text", "XLMRoberta-tokens", "DistilBert-text",
-    "Albert-pretraining", "Electra-detector", "ModernBert-mean", "DebertaV2-newer-head",
-    "DebertaV2-text", "GPT2-untied", "GPT2-text", "GPTNeoX-causal", "Llama-tokens",
-    "Mistral-tied", "Qwen2-causal", "Qwen3-causal", "Gemma2-causal", "Gemma3-causal",
-    "T5-relu", "T5-gated", "MT5-gated", "Bert-answers",
-]  # fmt: skip
 CLASS = "AutoModelForTokenClassification"
 TEXTS = "AutoModelForSequenceClassification"
-
-
-def tensors(folder):
-    files = open_weights(folder)
-    return {name: files.read(name) for name in files.names}
-
-
-def same(ours, theirs):
-    assert list(sorted(ours)) == list(sorted(theirs))
-    for name, value in theirs.items():
-        assert ours[name].dtype == value.dtype and ours[name].shape == value.shape, name
-        assert ours[name].tobytes() == value.tobytes(), name
-
-
-def built(torch, name, folder):
-    """The model of a case, every parameter random."""
-    import transformers
-
-    case = CASES[name]
-    kind = getattr(transformers, case.model)
-    torch.manual_seed(1)
-    theirs = kind(kind.config_class(**case.config)).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    theirs.save_pretrained(folder)
-    return kind
-
-
-def opened(folder, kind):
-    """A model of transformers that misses nothing and has nothing left."""
-    model, found = kind.from_pretrained(folder, output_loading_info=True)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        assert not found[problem], found
-    return model.eval()
 
 
 def compare(torch, run, step, folder, name):
@@ -197,57 +154,6 @@ def untrained(folder, sizes, pooling):
     # Not the small ones of a new model, or all texts would look the same.
     run._params = 1, jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(7 * leaf), params)
     return run
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_checkpoint_goes_in_and_out_bit_for_bit(torch, name, call, tmp_path):
-    source, out = tmp_path / "in", tmp_path / "out"
-    kind = built(torch, name, source)
-    theirs = tensors(source)
-    answer = call("export", f"--model={source}", f"--output={out}")
-    assert answer.code == 0, answer
-    same(tensors(out), theirs)
-    before, after = (json.loads((each / "config.json").read_text()) for each in
-                     (source, out))  # fmt: skip
-    assert after == before
-    has = (source / "generation_config.json").exists()
-    assert (out / "generation_config.json").exists() == has
-    opened(out, kind)
-    # Through our own parameters, as a run goes.
-    model = load(str(out), scan=True)
-    written = param_tensors(model.checkpoint, model.params, model.head, "fp32")
-    ours = {tensor.name: tensor.read() for tensor in written}
-    if name.endswith("pretraining"):  # whose second head we have no use for
-        beside = ("pooler", "sop_classifier", "seq_relationship")
-        theirs = {
-            each: value
-            for each, value in theirs.items()
-            if not any(part in each for part in beside)
-        }
-    same(ours, theirs)
-
-
-def test_names_of_classes_are_those_of_transformers(torch):
-    from transformers.models.auto import modeling_auto as auto
-
-    kinds = {"tokens": "TOKEN_CLASSIFICATION", "text": "SEQUENCE_CLASSIFICATION"}
-    kinds |= {"answers": "QUESTION_ANSWERING"}
-    for kind, name in kinds.items():
-        theirs = getattr(auto, f"MODEL_FOR_{name}_MAPPING_NAMES")
-        for family in FAMILIES.values():
-            ours = family.class_name(kind)
-            if kind in family.heads:
-                assert ours == theirs.get(family.model_type), (family.model_type, kind)
-
-
-def test_the_classifier_of_texts_has_a_bias_where_transformers_has_one():
-    for name, case in CASES.items():
-        if name.endswith(("-text", "-mean")):
-            kind = case.model.partition("For")[0]
-            (family,) = [each for each in FAMILIES.values() if each.stem == kind]
-            config = family.to_config({**case.config, "model_type": family.model_type})
-            own = "classifier/bias" in {row.ours for row in family.heads["text"]}
-            assert config.pooling.classifier_bias == own, name
 
 
 @pytest.fixture(scope="module")
@@ -422,15 +328,6 @@ def test_numbers_that_a_narrower_dtype_lacks_are_named(call, tmp_path):
     assert answer.code == 2 and not (tmp_path / "out").exists()
     assert name in answer.err and "--dtype=bf16" in answer.err
     assert call(*start, "--dtype=bf16").code == 0
-
-
-def test_sizes_are_read_as_transformers_reads_them():
-    assert [parse_size(each) for each in ("5GB", "1.5kb", "2MiB", 7, "30")] == [
-        5_000_000_000, 1500, 2 * 2**20, 7, 30
-    ]  # fmt: skip
-    for text in ("", "GB", "-1GB", "1 PB", "1e3", "0.1"):
-        with pytest.raises(UserError):
-            parse_size(text)
 
 
 def test_an_export_needs_no_torch(tmp_path):
