@@ -72,9 +72,13 @@ def export_run(
         tensors = param_tensors(checkpoint, run.params(step), head, layout.dtype)
         run.parts.tokenizer.save(folder)
         copy_files(model, folder, SETTINGS)
-        longest = run.parts.transformer.max_positions
-        padded = config.get("pad_token_id")
-        settle_tokenizer(folder, run.parts.tokenizer, longest, padded)
+        settle_tokenizer(
+            folder,
+            run.parts.tokenizer,
+            longest=run.parts.transformer.max_positions,
+            padded=config.get("pad_token_id"),
+            typed=run.parts.transformer.type_vocab_size > 0,
+        )
         layout.write(folder, config, tensors, say)
         card = run_card(
             run.workdir,
@@ -128,7 +132,11 @@ def padding(tokenizer: Tokenizer, hf: dict[str, Any]) -> int:
 
 
 def settle_tokenizer(
-    folder: Path, tokenizer: Tokenizer, longest: int, padded: int | None
+    folder: Path,
+    tokenizer: Tokenizer,
+    longest: int,
+    padded: int | None,
+    typed: bool,
 ) -> None:
     """See to it that AutoTokenizer gives what the run was trained with.
 
@@ -155,6 +163,8 @@ def settle_tokenizer(
     settings.setdefault("model_max_length", longest)
     if padded is not None and settings.get("pad_token") is None:
         settings["pad_token"] = tokenizer.token(padded)
+    if not typed:  # GPT-2 adds to every token what it is given as types
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
     known = {key: value for key, value in settings.items() if value is not None}
     atomic_write_json(path, known)
 

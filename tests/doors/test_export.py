@@ -150,7 +150,7 @@ def untrained(folder, sizes, pooling):
     save_model(workdir / "model", checkpoint, Tokenizer(folder))
     save_labels(workdir / "model", ["bad", "good|better"])
     run = Run(workdir)
-    params = run.parts.model.init(jax.random.key(0))
+    params = jax.jit(run.parts.model.init)(jax.random.key(0))
     # Not the small ones of a new model, or all texts would look the same.
     run._params = 1, jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(7 * leaf), params)
     return run
