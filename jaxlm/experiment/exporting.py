@@ -67,7 +67,7 @@ def export_run(
             f" {family.model_type}, so nothing would open an export"
         )
     config = run_config(run, hf, head, name)
-    checkpoint = Checkpoint(model, family, run.parts.transformer, hf, None)
+    checkpoint = Checkpoint(model, family, run.parts.transformer, config, None)
     with layout.folder(output) as folder:
         tensors = param_tensors(checkpoint, run.params(step), head, layout.dtype)
         run.parts.tokenizer.save(folder)
@@ -102,6 +102,7 @@ def run_config(run: Run, hf: dict[str, Any], head: str, name: str) -> dict[str, 
     gone = ("num_labels", "_num_labels", "auto_map", "finetuning_task", "problem_type")
     config = {key: value for key, value in hf.items() if key not in gone}
     config["architectures"] = [name]
+    config["vocab_size"] = run.parts.transformer.vocab_size  # new tokens, too
     config["id2label"] = {str(number): each for number, each in enumerate(labels)}
     config["label2id"] = {each: number for number, each in enumerate(labels)}
     if head != "text":

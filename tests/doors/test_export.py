@@ -52,9 +52,6 @@ def compare(torch, run, step, folder, name):
         ids = [*frame.before, *ids.tolist(), *frame.after]
         assert tokenizer(sentence)["input_ids"] == ids
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    if model.config.model_type == "gpt2":
-        # BERT's tokenizer gives types, for which transformers adds vectors of tokens.
-        del batch["token_type_ids"]
     with torch.no_grad():
         theirs = model(**batch).logits.numpy()
     mask = batch["attention_mask"].numpy().astype(bool)
@@ -134,7 +131,18 @@ def test_a_text_classifier_of_another_family_opens_too(torch, kind, tmp_path):
     assert model.config.id2label == {0: "bad", 1: "good|better"}
 
 
-def untrained(folder, sizes, pooling):
+def test_new_tokens_go_out_and_the_padding_of_their_table_does_not(torch, tmp_path):
+    sizes = {**RUNS["roberta"][0], "vocab_size": 2000, "max_position_embeddings": 66}
+    config = {"model_type": "roberta", **sizes, "pad_token_id": 0}
+    run = untrained(tmp_path, config, "cls", vocab_size=2003, vocab_multiple=16)
+    assert run.parts.transformer.vocab_rows == 2016
+    out = tmp_path / "out"
+    export_run(run, 1, out, Layout())
+    model, _ = compare(torch, run, 1, out, TEXTS)
+    assert model.get_input_embeddings().weight.shape[0] == 2003
+
+
+def untrained(folder, sizes, pooling, **changes):
     """A run of texts over new weights, as a workdir holds it, without checkpoints."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         content = (BUILT_IN["tiny"] / name).read_bytes()
@@ -142,6 +150,7 @@ def untrained(folder, sizes, pooling):
     (folder / "config.json").write_text(json.dumps(sizes))
     config = api.config("classify", tiny=True)
     config.task.pooling = pooling
+    config.model.update(changes)
     config.mesh.data = 1
     config = schema.build(ExperimentConfig, config.to_dict())
     workdir = folder / "run"

@@ -54,7 +54,7 @@ LACKED = [
     ("gpt_neox", "hidden_act", "mish"),
     ("gpt_neox", "num_attention_heads", 5),
     ("llama", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
-    ("llama", "rope_parameters", {"rope_type": "longrope", "rope_theta": 100.0}),
+    ("llama", "rope_parameters", {"rope_type": "proportional", "rope_theta": 100.0}),
     ("llama", "rope_scaling", "linear"),
     ("llama", "num_key_value_heads", 2),
     ("llama", "hidden_act", "mish"),
