@@ -230,7 +230,7 @@ def load(
     *,
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules = NO_RULES,
-    scan: bool = False,
+    scan: bool | None = None,
     remat: str = "none",
     dtype: Any = jnp.float32,
     vocab_size: int | None = None,
@@ -238,7 +238,9 @@ def load(
 ) -> Pretrained:
     """A checkpoint with its own head, in f32, each device its part by byte range.
 
-    Without a ``mesh`` all is on the first device. ``scan`` runs layers by ``lax.scan``.
+    Without a ``mesh`` all is on the first device. ``scan`` runs layers by ``lax.scan``:
+    None where that is no CPU, since a program of every layer takes a GPU's compiler
+    minutes, and a CPU reads layers faster that lie apart.
     ``vocab_size`` and ``vocab_multiple`` are the config's: see ``models.vocabulary``.
 
     Raises:
@@ -246,6 +248,7 @@ def load(
     """
     checkpoint = open_checkpoint(source)
     head = own_head(checkpoint)
+    scan = jax.default_backend() != "cpu" if scan is None else scan
     config = resize(fitted(checkpoint, head, scan), vocab_size, vocab_multiple)
     checkpoint = replace(checkpoint, config=config)
     make = partial(build, checkpoint, head, rules=rules, remat=remat, dtype=dtype)
