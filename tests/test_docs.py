@@ -63,10 +63,15 @@ def test_a_command_is_understood(page, door, arguments, capsys, monkeypatch, tmp
         assert "config.train" in capsys.readouterr().out
     else:  # past its flags, and no further
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("jaxlm.models.pretrained.locate", absent)
         with pytest.raises(
             UserError, match=r"runs/\w+/config.json: no such file|no such folder"
         ):
             main(arguments)
+
+
+def absent(source):
+    raise UserError(f"{source}: no such folder")
 
 
 def test_links_lead_to_files_and_to_headings():

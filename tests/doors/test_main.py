@@ -101,7 +101,7 @@ def test_the_start_says_each_source_and_counts_an_example_of_two_windows_once(
     ("arguments", "reason"),
     [
         (["--config.train.steps=3"], "reads the config of --workdir"),
-        (["--stpe=last"], "nearest: --step"),
+        (["--sstep=last"], "nearest: --step"),
         (["--step=many"], "allowed: best, last"),
         (["--workdir=/proc/nowhere/run"], "no such file"),
         (["--workdir="], "is empty"),
