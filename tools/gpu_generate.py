@@ -54,7 +54,7 @@ def difference(model: Pretrained) -> float:
 
 
 def speed(model: Pretrained, rows: int) -> float:
-    """Steps per second of the second half, the median of three: one program for both."""
+    """Steps per second of the second half, the median of three, by one program."""
     random = np.random.default_rng(0)
     prompts = random.integers(0, model.config.vocab_size, (rows, PROMPT)).tolist()
 
