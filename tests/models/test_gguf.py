@@ -12,6 +12,7 @@ import pytest
 from jaxlm.core.errors import UserError
 from jaxlm.core.safetensors import SINGLE, write
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.models.generate import generate
 from jaxlm.models.gguf import LAYER, open_gguf
 from jaxlm.models.pretrained import load, logits, open_checkpoint
 
@@ -297,7 +298,7 @@ def smollm():
 
 
 @pytest.mark.slow
-def test_a_published_file_computes_what_transformers_does(torch, smollm):
+def test_a_published_file_computes_and_generates_what_transformers_does(torch, smollm):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     (path,) = smollm.glob("*.gguf")
@@ -311,8 +312,18 @@ def test_a_published_file_computes_what_transformers_does(torch, smollm):
         "def add(a, b):\n    return a +",
         "1234 é 🚀  x",
     ]
-    for text in texts:
+    greedy = generate(model, texts, max_new_tokens=40, stop_tokens=())
+    beams = generate(model, texts, max_new_tokens=20, beams=4, stop_tokens=())
+    theirs.generation_config.eos_token_id = None
+    for number, text in enumerate(texts):
         ids = tokenizer(text).input_ids
+        given = {"do_sample": False, "pad_token_id": 0}
+        for found, options in (
+            (greedy, {"max_new_tokens": 40}),
+            (beams, {"max_new_tokens": 20, "num_beams": 4}),
+        ):
+            row = theirs.generate(torch.tensor([ids]), **given, **options)[0]
+            assert found[number][0].tokens == row[len(ids) :].tolist()
         assert model.tokenizer(text).input_ids == ids
         assert Tokenizer(model.checkpoint.directory).text(text).tolist() == ids
         with torch.no_grad():
