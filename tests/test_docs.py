@@ -63,7 +63,7 @@ def test_a_command_is_understood(page, door, arguments, capsys, monkeypatch, tmp
         assert "config.train" in capsys.readouterr().out
     else:  # past its flags, and no further
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("jaxlm.models.pretrained.locate", absent)
+        monkeypatch.setattr("jaxlm.models.checkpoint.locate", absent)
         with pytest.raises(
             UserError, match=r"runs/\w+/config.json: no such file|no such folder"
         ):

@@ -10,7 +10,7 @@ import pytest
 from jaxlm.core.trees import flatten
 from jaxlm.experiment.parameters import new_params
 from jaxlm.experiment.prepare import prepare
-from jaxlm.models.pretrained import BUILT_IN
+from jaxlm.models.checkpoint import BUILT_IN
 from tests.small_runs import CLASSIFY, NER, config, quietly
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("compiled_once")]

@@ -12,7 +12,7 @@ from jaxlm.core.mesh import make_mesh
 from jaxlm.experiment.prepare import describe, describe_on_disk, prepare
 from jaxlm.experiment.training import train
 from jaxlm.experiment.wiring import make_parts
-from jaxlm.models.pretrained import open_checkpoint
+from jaxlm.models.checkpoint import open_checkpoint
 from jaxlm.tasks.token_classification import TokenClassification
 from tests.small_runs import CLASSIFY, NER, STEPS, config, lines, losses, quietly
 

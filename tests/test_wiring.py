@@ -13,7 +13,7 @@ from jaxlm.core.mesh import make_mesh
 from jaxlm.core.trees import BACKBONE, flatten
 from jaxlm.experiment.parameters import new_params
 from jaxlm.experiment.wiring import make_parts
-from jaxlm.models.pretrained import BUILT_IN, open_checkpoint
+from jaxlm.models.checkpoint import BUILT_IN, open_checkpoint
 from tests.small_runs import config
 
 

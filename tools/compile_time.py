@@ -23,7 +23,7 @@ from jaxlm.experiment.ahead import compiled_step
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import loader, prepare
 from jaxlm.experiment.training import make_states
-from jaxlm.models.pretrained import BUILT_IN
+from jaxlm.models.checkpoint import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPTHS, ROUNDS = (12, 48), 3

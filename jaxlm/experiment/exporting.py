@@ -12,6 +12,7 @@ from jaxlm.core.files import atomic_write_json
 from jaxlm.data.tokenizer import GENERAL, Tokenizer
 from jaxlm.experiment.model_card import run_card, source_card
 from jaxlm.experiment.runs import Run
+from jaxlm.models.checkpoint import Checkpoint, read_config
 from jaxlm.models.exporting import (
     CARD,
     SETTINGS,
@@ -20,8 +21,6 @@ from jaxlm.models.exporting import (
     export_source,
     param_tensors,
 )
-from jaxlm.models.pretrained import read_config
-from jaxlm.models.weights import Checkpoint
 from jaxlm.train.recorded import read_object
 
 HEADS = {"token_classification": "tokens", "text_classification": "text"}

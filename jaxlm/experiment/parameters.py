@@ -14,8 +14,9 @@ from jaxlm.core.trees import flatten as flat
 from jaxlm.core.trees import unflatten as unflat
 from jaxlm.core.types import Params
 from jaxlm.experiment.wiring import Parts, head_rngs
-from jaxlm.models.pretrained import classifier_kind, labels_of
-from jaxlm.models.weights import Checkpoint, load_weights
+from jaxlm.models.checkpoint import Checkpoint, classifier_kind
+from jaxlm.models.pretrained import labels_of
+from jaxlm.models.weights import load_weights
 
 KINDS = {"hidden": "tokens", "pooled": "text"}
 """By what a task's head reads, the kind of a checkpoint's that computes the same."""

@@ -32,7 +32,7 @@ from jaxlm.experiment.wiring import (
     save_labels,
     save_model,
 )
-from jaxlm.models.pretrained import Checkpoint, open_checkpoint
+from jaxlm.models.checkpoint import Checkpoint, open_checkpoint
 from jaxlm.train.phases import Phases, make_phases, parse_phases
 from jaxlm.train.recorded import read_object
 

@@ -27,12 +27,11 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.models.architecture import TransformerConfig
+from jaxlm.models.checkpoint import Checkpoint, read_config
 from jaxlm.models.exporting import SETTINGS, copy_files
 from jaxlm.models.functional import Model, functional
-from jaxlm.models.pretrained import read_config
 from jaxlm.models.transformer import Transformer
 from jaxlm.models.vocabulary import resize
-from jaxlm.models.weights import Checkpoint
 from jaxlm.tasks.registry import TASKS
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.phases import cuts, parse_phases

@@ -21,10 +21,11 @@ from jaxlm.core.folders import check_free, whole_folder
 from jaxlm.core.safetensors import INDEX, SINGLE
 from jaxlm.core.shards import Outgoing, parse_size, write_shards
 from jaxlm.core.types import Params
+from jaxlm.models.checkpoint import Checkpoint, open_checkpoint, own_head
 from jaxlm.models.families import Weight
 from jaxlm.models.functional import functional
-from jaxlm.models.pretrained import build, fitted, load, open_checkpoint, own_head
-from jaxlm.models.weights import Checkpoint, lazy_tensors, stored_tensors
+from jaxlm.models.pretrained import build, fitted, load
+from jaxlm.models.weights import lazy_tensors, stored_tensors
 
 DTYPES = {
     "fp32": np.dtype(np.float32),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.core.types import Outputs
-from jaxlm.models.blocks import LayerCache, Shared
+from jaxlm.models.multi_head import LayerCache, Shared
 
 
 def create_stack(

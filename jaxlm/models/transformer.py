@@ -15,7 +15,7 @@ from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.core.types import Batch, Outputs
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.attention import attention_bias
-from jaxlm.models.blocks import ACTIVATION_AXES, Block, Shared
+from jaxlm.models.blocks import ACTIVATION_AXES, Block
 from jaxlm.models.layers import (
     ACTIVATIONS,
     Embedding,
@@ -25,6 +25,7 @@ from jaxlm.models.layers import (
     make_norm,
     split_key,
 )
+from jaxlm.models.multi_head import Shared
 from jaxlm.models.positions import bucket, distances, rotation, table_row
 from jaxlm.models.stacks import create_stack, run_stack
 

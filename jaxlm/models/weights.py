@@ -17,23 +17,9 @@ from jaxlm.core.grouping import ungrouped
 from jaxlm.core.safetensors import Tensors
 from jaxlm.core.trees import flatten, unflatten
 from jaxlm.core.types import Params
-from jaxlm.models.architecture import TransformerConfig
-from jaxlm.models.families import Family, Weight
+from jaxlm.models.checkpoint import Checkpoint
+from jaxlm.models.families import Weight
 from jaxlm.models.vocabulary import LEAVES, read_grown
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model in the Hugging Face layout: config.json, weights, tokenizer.
-
-    ``weights`` is None for ``random:`` sources, whose parameters are all new.
-    """
-
-    directory: Path
-    family: Family
-    config: TransformerConfig
-    hf: dict[str, Any]
-    weights: Tensors | None
 
 
 def load_weights(

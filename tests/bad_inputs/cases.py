@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxlm.models.pretrained import BUILT_IN
+from jaxlm.models.checkpoint import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
 NER = f"--config={ROOT}/configs/ner.py:tiny"

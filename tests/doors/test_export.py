@@ -26,8 +26,9 @@ from jaxlm.experiment import ExperimentConfig
 from jaxlm.experiment.exporting import export_run
 from jaxlm.experiment.runs import Run
 from jaxlm.experiment.wiring import save_labels, save_model
+from jaxlm.models.checkpoint import BUILT_IN, open_checkpoint
 from jaxlm.models.exporting import Layout
-from jaxlm.models.pretrained import BUILT_IN, load, make_batch, open_checkpoint
+from jaxlm.models.pretrained import load, make_batch
 from jaxlm.train.recorded import read_results
 from tests.doors.conftest import ROOT
 from tests.models.families import DECODER, ENCODER, GPT2, MODERNBERT

@@ -47,8 +47,8 @@ def open_model():
 
     ``pooler`` and the keywords of ``Transformer`` may be given.
     """
+    from jaxlm.models.checkpoint import open_checkpoint
     from jaxlm.models.functional import functional
-    from jaxlm.models.pretrained import open_checkpoint
     from jaxlm.models.transformer import Transformer
     from jaxlm.models.weights import load_weights
 

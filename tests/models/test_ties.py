@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlm.core.safetensors import SINGLE, open_weights, write
-from jaxlm.models.pretrained import load, logits, open_checkpoint
+from jaxlm.models.checkpoint import open_checkpoint
+from jaxlm.models.pretrained import load, logits
 
 pytestmark = pytest.mark.parity
 

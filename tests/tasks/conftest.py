@@ -14,7 +14,7 @@ from jaxlm.core.trees import flatten
 def tiny():
     """The architecture and the tokenizer of random:tiny."""
     from jaxlm.data.tokenizer import Tokenizer
-    from jaxlm.models.pretrained import open_checkpoint
+    from jaxlm.models.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint("random:tiny")
     return SimpleNamespace(
