@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> None:
 
     from jaxlm.experiment.runs import Run
 
+    if known.model and known.step != "best":
+        raise UserError("--step chooses a checkpoint of --workdir; leave it out")
     if known.step == "all":
         raise UserError("--step=all: one checkpoint predicts; allowed: best, last, N")
     inputs = given_texts(known.text) if known.text else read_inputs(known.input)

@@ -57,14 +57,15 @@ def whole_folder(folder: Path, overwrite: bool, ours: Ours) -> Iterator[Path]:
     made.mkdir()
     try:
         yield made
+        check_free(folder, overwrite, ours)  # still
         if folder.exists():
             folder.rename(old)
         try:
             made.rename(folder)
-        except OSError:
-            if old.exists():
+        except BaseException:  # Ctrl-C, too
+            if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -58,6 +58,7 @@ class PickleFiles:
     def read(self, name: str, slice: Slice | None = None) -> np.ndarray:
         """A tensor, or the part that basic indexing names, in memory of its own."""
         dtype, part = self.dtype(name), self._tensors[name]
+        part = part.detach().resolve_conj().resolve_neg()
         part = part if slice is None else part[slice]
         if dtype in EXTENDED.values():
             torch = importlib.import_module("torch")

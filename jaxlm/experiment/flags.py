@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import MISSING, fields
+from dataclasses import fields
 
 from jaxlm.core.errors import UserError
 from jaxlm.models.generation import Generation
@@ -38,7 +38,7 @@ def read_flags(known: argparse.Namespace) -> Generation:
     given = {
         each.name: getattr(known, each.name)
         for each in fields(Generation)
-        if getattr(known, each.name) is not None and each.default is not MISSING
+        if getattr(known, each.name) is not None
     }
     if not known.model and (given or known.chat):
         flag = "--chat" if known.chat else _flag(next(iter(given)))

@@ -38,14 +38,17 @@ def answer(
     generator = Generator(load(source))
     _ = generator.tokenizer  # said now where there is none
     at_once = 1 if pretty else max(1, ROWS // generation.samples)
+    first = 0
     while chunk := list(islice(inputs, at_once)):
         prompts = [as_prompt(each, chat) for each in chunk]
         if pretty:
-            show(generator, chunk[0], prompts[0], generation)
-            continue
-        for each, found in zip(chunk, generator.run(prompts, generation), strict=True):
-            print(json.dumps(as_json(each, found), ensure_ascii=False))
-        sys.stdout.flush()
+            show(generator, chunk[0], prompts[0], generation, first)
+        else:
+            sequences = generator.run(prompts, generation, first=first)
+            for each, found in zip(chunk, sequences, strict=True):
+                print(json.dumps(as_json(each, found), ensure_ascii=False))
+            sys.stdout.flush()
+        first += len(chunk)
 
 
 def as_prompt(given: dict[str, Any], chat: bool) -> Prompt:
@@ -91,17 +94,21 @@ def as_json(given: dict[str, Any], found: list[Generated]) -> dict[str, Any]:
 
 
 def show(
-    generator: Generator, given: dict[str, Any], prompt: Prompt, generation: Generation
+    generator: Generator,
+    given: dict[str, Any],
+    prompt: Prompt,
+    generation: Generation,
+    first: int,
 ) -> None:
     """A prompt dimmed and its sequences, the only one while it is generated."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
-    said = given.get("text") or given["messages"][-1]["content"]
+    said = given["text"] if "text" in given else given["messages"][-1]["content"]
     console.print(Text(said, style="dim"), end="" if isinstance(prompt, str) else "\n")
     if generation.samples > 1 or generation.beams > 1:
-        for each in generator.run([prompt], generation)[0]:
+        for each in generator.run([prompt], generation, first=first)[0]:
             console.print(Text(f"\n[{each.score:.2f}] ", style="bold"), end="")
             console.print(Text(each.text or ""))
         return
@@ -110,5 +117,5 @@ def show(
         console.print(Text(text), end="", soft_wrap=True)
         console.file.flush()
 
-    generator.run([prompt], generation, piece)
+    generator.run([prompt], generation, piece, first)
     console.print()

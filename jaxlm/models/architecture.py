@@ -96,7 +96,6 @@ class LanguageHead:
 
     activation: str = ""
     transform_bias: bool = True
-    norm_epsilon: float | None = None
     bias: bool = False
     tied: bool = True
     scale: float = 1.0

@@ -20,6 +20,7 @@ from jaxlm.core.files import atomic_write_json
 from jaxlm.core.folders import check_free, whole_folder
 from jaxlm.core.safetensors import INDEX, SINGLE
 from jaxlm.core.shards import Outgoing, parse_size, write_shards
+from jaxlm.core.sources import VOCABULARIES
 from jaxlm.core.types import Params
 from jaxlm.models.checkpoint import Checkpoint, open_checkpoint, own_head
 from jaxlm.models.families import Weight
@@ -34,13 +35,10 @@ DTYPES = {
 }
 MAX_SHARD_SIZE = "5GB"
 CARD = "README.md"
-VOCABULARIES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
-    "spiece.model", "sentencepiece.bpe.model", "spm.model",
-)  # fmt: skip
 SETTINGS = (
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "generation_config.json",
 )  # fmt: skip
 """What may lie beside a config.json and a vocabulary, and we hand on as it is."""
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

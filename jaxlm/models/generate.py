@@ -89,8 +89,9 @@ class Generator:
         prompts: Sequence[Prompt],
         generation: Generation,
         stream: Callable[[int, str], None] | None = None,
+        first: int = 0,
     ) -> list[list[Generated]]:
-        """See ``generate``."""
+        """See ``generate``; ``first`` is the number of the first prompt among all."""
         encoded = [self.encode(prompt) for prompt in prompts]
         if not encoded:
             return []
@@ -104,7 +105,7 @@ class Generator:
                     " sequences are known at its end"
                 )
             return self.beams(encoded, generation)
-        return self.sequences(encoded, generation, stream)
+        return self.sequences(encoded, generation, stream, first)
 
     @property
     def tokenizer(self) -> Any:
@@ -242,13 +243,14 @@ class Generator:
         prompts: list[list[int]],
         generation: Generation,
         stream: Callable[[int, str], None] | None,
+        number: int,
     ) -> list[list[Generated]]:
         """Greedy or drawn sequences of each prompt."""
         copies, most = generation.samples, generation.max_new_tokens
         start, idle = self.start(prompts, copies)
         rows = len(idle)
         sample = generation.temperature > 0
-        keys = _keys(generation.seed, rows, copies)
+        keys = _keys(generation.seed, number, rows, copies)
         knobs, stops = self.knobs(generation), self.stops(generation)
         state = self.first(
             self.params, start, keys, jnp.asarray(idle), knobs, stops,
@@ -331,11 +333,13 @@ class Generator:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def _keys(seed: int, rows: int, copies: int) -> jax.Array:
-    """A key for every row: that of its prompt's place and its number among samples."""
+def _keys(seed: int, first: int, rows: int, copies: int) -> jax.Array:
+    """A key for every row: by its prompt's number and its own among the samples."""
     key = jax.random.key(seed)
 
     def one(row: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, row // copies), row % copies)
+        return jax.random.fold_in(
+            jax.random.fold_in(key, first + row // copies), row % copies
+        )
 
     return jax.vmap(one)(jnp.arange(rows))

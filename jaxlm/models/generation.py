@@ -21,8 +21,8 @@ class Generation:
     has ``samples`` sequences, or as many of its ``beams``, best first; a beam's score
     is its log-probability over ``length ** length_penalty``. A sequence ends with a
     token of ``stop_tokens`` (None: those of the checkpoint), before a string of
-    ``stop``, or after ``max_new_tokens``. The same ``seed`` draws the same, whatever
-    else is in the batch.
+    ``stop``, or after ``max_new_tokens``. The same ``seed`` draws the same for the
+    prompt of the same number, whatever the others are.
 
     Raises:
       UserError: a value that is not allowed.

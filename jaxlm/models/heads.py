@@ -126,8 +126,7 @@ class VocabularyHead(nnx.Module):
                 rngs=rngs,
                 bias=head.transform_bias,
             )
-            epsilon = head.norm_epsilon
-            self.norm = make_norm(config, width, epsilon=epsilon)
+            self.norm = make_norm(config, width)
         if not head.tied:
             shape = (config.vocab_rows, width)
             self.kernel = parameter(

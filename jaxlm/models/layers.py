@@ -188,12 +188,10 @@ def make_norm(
     config: TransformerConfig,
     width: int | None = None,
     axis: str = "width",
-    *,
-    epsilon: float | None = None,
 ) -> LayerNorm | RmsNorm:
     """The norm that a family has, over ``width`` (by default the model's)."""
     width = config.width if width is None else width
-    epsilon = config.norm_epsilon if epsilon is None else epsilon
+    epsilon = config.norm_epsilon
     if config.norm == "rms":
         return RmsNorm(width, epsilon, offset=config.norm_offset, axis=axis)
     return LayerNorm(width, epsilon, bias=config.norm_bias, axis=axis)

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import read_json
 from jaxlm.core.mesh import NO_RULES, Rules
+from jaxlm.core.sources import VOCABULARIES
 from jaxlm.core.types import Apply, Batch, Params
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.checkpoint import (
@@ -33,9 +34,6 @@ from jaxlm.models.heads import Bare, Detector, Head, LanguageModel
 from jaxlm.models.transformer import Transformer
 from jaxlm.models.vocabulary import resize
 from jaxlm.models.weights import load_weights
-
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
-TOKENIZERS += ("spiece.model",)
 
 
 def labels_of(checkpoint: Checkpoint) -> list[str]:
@@ -99,7 +97,7 @@ class Pretrained:
     def has_tokenizer(self) -> bool:
         """Whether there is a tokenizer in the checkpoint's directory."""
         directory = self.checkpoint.directory
-        return any((directory / name).exists() for name in TOKENIZERS)
+        return any((directory / name).exists() for name in VOCABULARIES)
 
     @property
     def labels(self) -> list[str]:
@@ -115,7 +113,7 @@ class Pretrained:
         directory = self.checkpoint.directory
         if not self.has_tokenizer:
             raise UserError(
-                f"{directory}: no tokenizer; one of {', '.join(TOKENIZERS)} must lie"
+                f"{directory}: no tokenizer; one of {', '.join(VOCABULARIES)} must lie"
                 " beside config.json"
             )
         from transformers import AutoTokenizer

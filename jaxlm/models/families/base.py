@@ -182,8 +182,9 @@ def read(
     if value is None:
         raise UserError(f"config.json: {key} is missing; the model cannot be built")
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = fits and math.isfinite(value) and kind(value) == value
-    if not fits or not least <= value < below:
+    # Compared first: a number of hundreds of digits is no float.
+    fits = fits and least <= value < below
+    if not fits or not math.isfinite(value) or kind(value) != value:
         what = "a whole number" if kind is int else "a number"
         raise UserError(
             f"config.json: {key}={value!r} is not allowed; {what}, at least {least} and"

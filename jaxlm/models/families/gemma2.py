@@ -39,7 +39,6 @@ def gemma(hf: Mapping[str, Any], every: int) -> TransformerConfig:
         "use_bidirectional_attention",
         {False: None},
     )
-    name = "hidden_activation" if hf.get("hidden_activation") else "hidden_act"
     config = llama.to_config({**hf, "hidden_act": "silu", "mlp_bias": False})
     layers = config.layers
     default = ["sliding_attention", "full_attention"]
@@ -53,8 +52,8 @@ def gemma(hf: Mapping[str, Any], every: int) -> TransformerConfig:
         pattern=llama.sliding(config, layer_types(hf, layers, default), window),
         norm_offset=1.0,
         placement="sandwich",
-        activation=activation(hf, name, "gelu_pytorch_tanh"),
-        score_scale=read(hf, "query_pre_attn_scalar", float, 256) ** -0.5,
+        activation=activation(_known(hf), "hidden_activation", "gelu_pytorch_tanh"),
+        score_scale=read(hf, "query_pre_attn_scalar", float, 256, least=1e-6) ** -0.5,
         score_cap=optional(hf, "attn_logit_softcapping", float),
         language=replace(config.language, cap=cap),
     )

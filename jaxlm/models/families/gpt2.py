@@ -26,6 +26,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     """``GPT2Config`` of transformers to ours."""
     require(hf, "scale_attn_by_inverse_layer_idx", {False: None})
     require(hf, "add_cross_attention", {False: None})
+    require(hf, "is_causal", {True: None})
     size = partial(read, hf, kind=int, least=1)
     rate = partial(read, hf, kind=float, default=0.1, below=1)
     width = size("n_embd")

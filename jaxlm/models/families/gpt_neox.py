@@ -22,19 +22,24 @@ from jaxlm.models.families.base import (
     linear,
     norm,
     read,
+    require,
 )
 from jaxlm.models.families.rope import read_rope
 
 
 def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     """``GPTNeoXConfig`` of transformers to ours."""
+    require(hf, "is_causal", {True: None})
     size = partial(read, hf, kind=int, least=1)
     rate = partial(read, hf, kind=float, below=1)
     head_size = divide(hf, "hidden_size", "num_attention_heads")
     older = read(hf, "rotary_pct", float, 0.25)
-    share = (hf.get("rope_parameters") or {}).get("partial_rotary_factor", older)
+    given = hf.get("rope_parameters") or {}
+    given = given if isinstance(given, Mapping) else {}
+    part = "partial_rotary_factor"
+    share = read({part: older, **given}, part, float)
     base = read(hf, "rotary_emb_base", float, 10_000.0)
-    rope = read_rope(hf, int(head_size * share), theta=base)
+    rope = read_rope(hf, int(head_size * share), head_size=head_size, theta=base)
     bias = flag(hf, "attention_bias", True)
     return TransformerConfig(
         vocab_size=size("vocab_size"),

@@ -24,6 +24,7 @@ from jaxlm.models.families.base import (
     norm,
     optional,
     read,
+    require,
 )
 from jaxlm.models.families.rope import read_rope
 
@@ -33,6 +34,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
 
     ``pretraining_tp`` is how it was computed once, not what.
     """
+    require(hf, "is_causal", {True: None})
     size = partial(read, hf, kind=int, least=1)
     heads = size("num_attention_heads")
     kv_heads = optional(hf, "num_key_value_heads", int, least=1) or heads

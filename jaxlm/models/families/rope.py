@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,13 @@ def read_rope(
     hf: Mapping[str, Any],
     size: int,
     *,
+    head_size: int = 0,
     theta: float = 10_000.0,
     layer_type: str | None = None,
 ) -> Rope:
-    """The rotation of heads of ``size``; ``theta`` where config.json gives no base.
+    """The rotation of ``size`` dimensions of a head; of all of it without its size.
+
+    ``theta`` is the base where config.json gives none.
 
     transformers 5 writes ``rope_parameters`` (one for each ``layer_type`` where these
     differ), its predecessors ``rope_theta`` and ``rope_scaling``.
@@ -30,25 +34,30 @@ def read_rope(
     Raises:
       UserError: a scaling that we lack, or one whose numbers are missing.
     """
-    given = hf.get("rope_parameters") or {}
-    if isinstance(given, Mapping) and layer_type in given:
-        given = given[layer_type] or {}
-    older = hf.get("rope_scaling") or {}
-    for name, value in (("rope_parameters", given), ("rope_scaling", older)):
-        if not isinstance(value, Mapping):
-            raise UserError(f"config.json: {name}={value!r} is not allowed; an object")
-    options = {"rope_theta": hf.get("rope_theta", theta), **older, **given}
+    if size < 2 or size + size % 2 > (head_size or size):
+        raise UserError(
+            f"config.json: {size} dimensions of a head of {head_size or size} would be"
+            " rotated; they are rotated in pairs, at least one"
+        )
+    given, older = _objects(hf, layer_type)
+    # As in transformers 5, an older key that is there too replaces the newer one.
+    chosen = {**given, **older} if layer_type else older or given
+    options = {"rope_theta": hf.get("rope_theta", theta), **chosen}
+    length = hf.get("max_position_embeddings")
+    options.setdefault("original_max_position_embeddings", length)
+    if hf.get("original_max_position_embeddings") is not None:
+        options |= {name: hf[name] for name in ["original_max_position_embeddings"]}
     kind = options.get("rope_type", options.get("type", "default"))
     if kind not in SCALINGS:
         raise UserError(
             f"config.json: rope_type={kind!r} is not supported; allowed:"
             f" {', '.join(SCALINGS)}"
         )
-    base = read(options, "rope_theta", float, least=1, below=2**62)
+    base = read(options, "rope_theta", float, least=1.001, below=2**62)
     frequencies = 1.0 / base ** (np.arange(0, size, 2, dtype=np.float32) / size)
     magnitude = 1.0
     if kind == "linear":  # https://arxiv.org/abs/2306.15595
-        frequencies = frequencies / read(options, "factor", float)
+        frequencies = frequencies / read(options, "factor", float, least=1e-6)
     elif kind == "llama3":
         frequencies = _llama3(frequencies, options)
     elif kind == "longrope":
@@ -58,12 +67,30 @@ def read_rope(
     return Rope(tuple(np.asarray(frequencies, np.float32).tolist()), magnitude)
 
 
+def _objects(
+    hf: Mapping[str, Any], layer_type: str | None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """``rope_parameters``, of a kind of layers where they differ; the older key."""
+    given, older = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
+    if isinstance(given, Mapping) and layer_type is not None:
+        if given and layer_type not in given:
+            raise UserError(
+                f"config.json: rope_parameters={dict(given)!r} has no {layer_type}; an"
+                " object for each kind of layers"
+            )
+        given = given.get(layer_type) or {}
+    for name, value in (("rope_parameters", given), ("rope_scaling", older)):
+        if not isinstance(value, Mapping):
+            raise UserError(f"config.json: {name}={value!r} is not allowed; an object")
+    return given, older
+
+
 def _llama3(frequencies: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
     """Slow rotations slowed down by a factor, fast ones kept, and a ramp between.
 
     (Llama 3.1, arXiv:2407.21783, section 3.4; the numbers of its published code.)
     """
-    factor = read(options, "factor", float)
+    factor = read(options, "factor", float, least=1e-6)
     low = read(options, "low_freq_factor", float)
     high = read(options, "high_freq_factor", float)
     turns = frequencies * read(options, "original_max_position_embeddings", int)
@@ -105,14 +132,15 @@ def _yarn(
     factor = options.get("factor")
     if factor is None:
         factor = read(hf, "max_position_embeddings", int) / original
-    factor = read({"factor": factor}, "factor", float)
+    factor = read({"factor": factor}, "factor", float, least=1e-6)
     half = len(frequencies)
 
     def dimension(turns: float) -> float:
         return half * math.log(original / (turns * 2 * math.pi)) / math.log(base)
 
-    first = dimension(options.get("beta_fast") or 32)
-    last = dimension(options.get("beta_slow") or 1)
+    number = partial(read, options, kind=float, least=1e-6)
+    first = dimension(number("beta_fast", default=32))
+    last = dimension(number("beta_slow", default=1))
     if options.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * half - 1)

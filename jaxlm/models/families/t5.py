@@ -63,8 +63,10 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         mlp_bias=False,
         score_scale=1.0,
         buckets=Buckets(
-            size("relative_attention_num_buckets", default=32),
-            size("relative_attention_max_distance", default=128),
+            buckets := size("relative_attention_num_buckets", default=32, least=4),
+            size(
+                "relative_attention_max_distance", default=128, least=buckets // 2 + 1
+            ),
         ),
         language=LanguageHead(tied=tied, scale=width**-0.5 if scaled else 1.0),
         dropout=rate,
@@ -73,7 +75,8 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     )
     decoder = replace(
         encoder,
-        layers=optional(hf, "num_decoder_layers", int, least=1) or layers,
+        layers=optional(hf, "num_decoder_layers", int, least=1, below=MOST_LAYERS + 1)
+        or layers,
         causal=True,
         cross_attention=True,
     )
