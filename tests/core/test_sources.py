@@ -325,6 +325,7 @@ def test_no_code_is_fetched_and_no_pickle_beside_safetensors(hub, tmp_path):
     assert len(found.calls) == 1
     assert set(found.calls[0][1]["allow_patterns"]) == {
         "*.json",
+        "*.jinja",
         "*.txt",
         "*.safetensors",
         "*.model",
