@@ -113,15 +113,15 @@ class TransformerConfig:
     mlp_width: int
     max_positions: int
     kv_heads: int = 0
-    """Heads of keys and values, shared by queries (arXiv:2305.13245); 0: as heads."""
+    """Heads of keys and values, shared by queries, arXiv:2305.13245 (0 means heads)."""
     head_size: int = 0
-    """0: what the heads leave of the width."""
+    """By default what the heads leave of the width."""
 
     # What tokens become.
     vocab_rows: int = 0
-    """Rows of the tables of tokens, padding included; 0: as vocab_size."""
+    """Rows of the tables of tokens, padding included (0 means vocab_size)."""
     embedding_width: int = 0
-    """Of the table of tokens; 0: as width."""
+    """Of the table of tokens (0 means width)."""
     embedding_scale: float = 1.0
     embedding_norm: bool = True
     projected: bool = False
@@ -134,7 +134,7 @@ class TransformerConfig:
     position_offset: int = 0
     """Rows of the table of positions before the first (RoBERTa)."""
     position_rows: int = 0
-    """Rows of that table; 0: those of the positions and the offset."""
+    """Rows of that table (0 means those of the positions and the offset)."""
 
     # What a layer computes.
     causal: bool = False
@@ -157,7 +157,7 @@ class TransformerConfig:
     mlp_bias: bool = True
     query_key_norm: bool = False
     score_scale: float = 0.0
-    """What scores are multiplied by; 0: ``1 / sqrt(head_size)``."""
+    """What scores are multiplied by (0 means ``1 / sqrt(head_size)``)."""
     score_cap: float | None = None
     buckets: Buckets | None = None
     disentangled: Disentangled | None = None

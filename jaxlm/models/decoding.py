@@ -32,7 +32,7 @@ class Start(NamedTuple):
     start: jax.Array
 
 
-class Progress(NamedTuple):
+class Sequences(NamedTuple):
     """How far a batch of sequences has come.
 
     ``tokens i32[B, N]`` and ``logprobs f32[B, N]`` are those generated, of which the
@@ -130,10 +130,10 @@ def begin(
     seen: jax.Array,
     idle: jax.Array,
     most: int,
-) -> Progress:
+) -> Sequences:
     """Nothing generated yet: room for ``most`` tokens; ``idle bool[B]`` stay empty."""
     rows = logits.shape[0]
-    return Progress(
+    return Sequences(
         cache,
         jnp.zeros((rows, most), jnp.int32),
         jnp.zeros((rows, most), jnp.float32),
@@ -146,8 +146,8 @@ def begin(
 
 
 def choose(
-    progress: Progress, logits: jax.Array, knobs: Knobs, stops: jax.Array, sample: bool
-) -> Progress:
+    progress: Sequences, logits: jax.Array, knobs: Knobs, stops: jax.Array, sample: bool
+) -> Sequences:
     """One more token of every row that is not done, from its logits f32[B, V].
 
     ``stops i32[E]`` end a sequence and are its last token. Log-probabilities are those
@@ -182,19 +182,19 @@ def decode(
     apply: Apply,
     config: TransformerConfig,
     params: Params,
-    progress: Progress,
+    progress: Sequences,
     knobs: Knobs,
     stops: jax.Array,
     until: jax.Array,
     *,
     sample: bool,
-) -> Progress:
+) -> Sequences:
     """Tokens until there are ``until i32[]``, or all sequences are done."""
 
-    def more(progress: Progress) -> jax.Array:
+    def more(progress: Sequences) -> jax.Array:
         return (progress.count < until) & ~progress.done.all()
 
-    def step(progress: Progress) -> Progress:
+    def step(progress: Sequences) -> Sequences:
         last = jax.lax.dynamic_index_in_dim(
             progress.tokens, progress.count - 1, axis=1, keepdims=False
         )

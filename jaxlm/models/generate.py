@@ -16,7 +16,7 @@ import numpy as np
 from jaxlm.core.errors import UserError
 from jaxlm.models.beam import Beams, search, start_beams
 from jaxlm.models.decoding import (
-    Progress,
+    Sequences,
     Start,
     begin,
     choose,
@@ -202,13 +202,13 @@ class Generator:
         )
 
     @cached_property
-    def first(self) -> Callable[..., Progress]:
+    def first(self) -> Callable[..., Sequences]:
         """The program that reads prompts and chooses their first token."""
 
         def first(
             params: Any, start: Start, keys: Any, idle: Any, knobs: Any, stops: Any, *,
             most: int, sample: bool, penalty: bool,
-        ) -> Progress:  # fmt: skip
+        ) -> Sequences:  # fmt: skip
             logits, cache, position, seen = self.read(params, start, most, penalty)
             state = begin(logits, cache, position, keys, seen, idle, most)
             return choose(state, logits, knobs, stops, sample)
@@ -233,7 +233,7 @@ class Generator:
         return logits, cache, position, seen
 
     @cached_property
-    def on(self) -> Callable[..., Progress]:
+    def on(self) -> Callable[..., Sequences]:
         """The program that goes on, in the memory of the state it is given."""
         run = partial(decode, self.model.apply, self.config)
         return jax.jit(run, static_argnames=("sample",), donate_argnums=(1,))
