@@ -21,27 +21,28 @@ def attention_bias(
     segments: jax.Array,
     keys: jax.Array | None = None,
     *,
-    start: jax.Array | int = 0,
+    apart: jax.Array | None = None,
     causal: bool = False,
     reach: int | None = None,
 ) -> jax.Array:
     """What to add to the scores so that a token sees its own segment only.
 
     ``segments i32[B, S]``; 0 is padding, which nobody sees. ``keys i32[B, T]`` are the
-    segments of what is seen, by default the same, among which the queries begin at
-    ``start``. ``causal``: nobody sees a later token; ``reach``: nor one further away.
-    Returns f32[B, 1, S, T], 0 where allowed. Computed once for all layers.
+    segments of what is seen, by default the same, and ``apart i32[S, T]`` is how far
+    each lies behind a query (``distances``), by default in their order. ``causal``:
+    nobody sees a later token; ``reach``: nor one further away. Returns f32[B, 1, S, T],
+    0 where allowed. Computed once for all layers.
     """
     keys = segments if keys is None else keys
     allowed = segments[:, :, None] == keys[:, None, :]
     allowed = allowed & (keys[:, None, :] > 0)
     if causal or reach is not None:
-        behind = distances(
-            start + jnp.arange(segments.shape[1]), jnp.arange(keys.shape[1])
-        )
-        near = behind >= 0 if causal else jnp.ones_like(behind, bool)
+        if apart is None:
+            order = [jnp.arange(each.shape[1]) for each in (segments, keys)]
+            apart = distances(*order)
+        near = apart >= 0 if causal else jnp.ones_like(apart, bool)
         if reach is not None:
-            near = near & (jnp.abs(behind) <= reach)
+            near = near & (jnp.abs(apart) <= reach)
         allowed = allowed & near[None]
     return jnp.where(allowed, 0.0, MASKED)[:, None]
 

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 
 from jaxlm.core.types import Apply, Params
 from jaxlm.models.architecture import TransformerConfig
-from jaxlm.models.cache import rows_of
+from jaxlm.models.cache import Cache, rows_of
 from jaxlm.models.decoding import advance
 from jaxlm.models.sampling import penalise
-from jaxlm.models.transformer import Cache
 
 NEVER = -1e9
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxlm.core.mesh import Rules
 from jaxlm.core.types import Outputs
 from jaxlm.models.architecture import TransformerConfig
+from jaxlm.models.cache import LayerCache
 from jaxlm.models.layers import (
     ACTIVATIONS,
     LayerNorm,
@@ -23,7 +24,7 @@ from jaxlm.models.layers import (
     parameter,
     split_key,
 )
-from jaxlm.models.multi_head import Attention, LayerCache, Shared
+from jaxlm.models.multi_head import Attention, Shared
 
 ACTIVATION_AXES = ("batch", "sequence", "width")
 

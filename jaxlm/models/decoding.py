@@ -14,10 +14,9 @@ import jax.numpy as jnp
 
 from jaxlm.core.types import Apply, Batch, Params
 from jaxlm.models.architecture import TransformerConfig
-from jaxlm.models.cache import empty_cache
+from jaxlm.models.cache import Cache, empty_cache
 from jaxlm.models.layers import Transposed
 from jaxlm.models.sampling import Knobs, draw, logprob, penalise, restrict
-from jaxlm.models.transformer import Cache
 
 
 class Start(NamedTuple):

@@ -11,8 +11,9 @@ from flax import nnx
 from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.core.types import Batch, Outputs
 from jaxlm.models.architecture import TransformerConfig
+from jaxlm.models.cache import Cache
 from jaxlm.models.layers import dropout, folded, split_key
-from jaxlm.models.transformer import Cache, Embeddings, Layers
+from jaxlm.models.transformer import Embeddings, Layers
 
 TARGET = "target_"
 """Before the fields of a batch that the decoder reads."""

@@ -14,9 +14,11 @@ from jaxlm.models.architecture import LanguageHead, TransformerConfig
 from jaxlm.models.layers import (
     ACTIVATIONS,
     Linear,
+    Transposed,
     along_last,
     dropout,
     make_norm,
+    matmul,
     parameter,
     split_key,
 )
@@ -143,12 +145,7 @@ class VocabularyHead(nnx.Module):
         kernel = table if head.tied else self.kernel[...]
         if head.scale != 1.0:
             x = x * jnp.asarray(head.scale, x.dtype)
-        logits = jnp.einsum(
-            "...d,vd->...v",
-            x,
-            kernel.astype(x.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        logits = matmul(x, Transposed(kernel), jnp.float32)
         if head.bias:
             logits = logits + along_last(self.bias[...], logits)
         if head.cap is not None:

@@ -14,6 +14,7 @@ from jaxlm.core.mesh import Rules
 from jaxlm.core.types import Outputs
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.attention import attention_scores, dense_attention
+from jaxlm.models.cache import LayerCache, remembered
 from jaxlm.models.layers import (
     Linear,
     dropout,
@@ -42,11 +43,6 @@ class Shared(NamedTuple):
     memory: jax.Array | None = None
     memory_bias: jax.Array | None = None
     slot: jax.Array | None = None
-
-
-LayerCache = dict[str, jax.Array]
-"""Of one layer: ``key`` and ``value [B, G, T, K]``; with ``memory_`` before them those
-of the encoder's output."""
 
 
 class Attention(nnx.Module):
@@ -96,12 +92,12 @@ class Attention(nnx.Module):
         if rotation is not None:
             query, keys = rotate(query, rotation), rotate(keys, rotation)
         relative = self.relative(query, keys, shared, key)
-        kept = {}
+        bias, kept = shared.biases[kind], {}
         if cache is not None:
-            new = {"key": keys, "value": value}
-            kept = {name: written(cache[name], new[name], shared.slot) for name in new}
-            keys, value = (kept[name].swapaxes(1, 2) for name in ("key", "value"))
-        bias = shared.biases[kind]
+            assert shared.slot is not None
+            new = {"key": keys.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
+            seen, kept = remembered(cache, new, shared.slot, bias.shape[-1])
+            keys, value = (seen[name].swapaxes(1, 2) for name in ("key", "value"))
         y, found = self.attend(query, keys, value, bias, relative, key, collect)
         return self.output(y), found, kept
 
@@ -199,10 +195,3 @@ class Attention(nnx.Module):
             scores = dot("bthk,phk->bhpt", keys, self.split(part(table))[0])
             total = total + jnp.take_along_axis(scores, rows, axis=-2)
         return total
-
-
-def written(cached: jax.Array, new: jax.Array, slot: jax.Array | None) -> jax.Array:
-    """``new [B, S, G, K]`` in its place among what is cached, [B, G, T, K]."""
-    start = (0, 0, jnp.asarray(slot, jnp.int32), 0)
-    new = new.swapaxes(1, 2).astype(cached.dtype)
-    return jax.lax.dynamic_update_slice(cached, new, start)

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.core.types import Outputs
-from jaxlm.models.multi_head import LayerCache, Shared
+from jaxlm.models.cache import LayerCache
+from jaxlm.models.multi_head import Shared
 
 
 def create_stack(
@@ -59,9 +60,9 @@ def run_stack(
     """``x [B, S, D]`` through the layers of a stack; see ``Block`` for the rest.
 
     ``kinds`` are those of its layers. Layer n draws its dropout from ``fold_in(key,
-    n)``, however the model is cut. What the blocks collect, and the cache, have a
-    leading axis of layers. ``repeats`` runs of each layer count as so many layers; they
-    have no cache.
+    n)``, however the model is cut. What the blocks collect, and the cache of more than
+    one layer, have a leading axis of layers. ``repeats`` runs of each layer count as so
+    many layers; they have no cache.
     """
     graph, params = nnx.split(stack)
     run = functools.partial(
@@ -70,6 +71,10 @@ def run_stack(
     each = (jnp.arange(layers.start, layers.stop), params, cache)
     if repeats > 1:
         return _repeated(run, each, x, kinds, repeats)
+    if len(layers) == 1:
+        number, params = _layer(each[:2], 0)
+        x, found, kept = run(x, (number, params, cache), kinds[0])
+        return x, jax.tree.map(lambda leaf: leaf[None], found), kept
     period = _period(kinds)
     whole = len(layers) - len(layers) % period
     parts = []

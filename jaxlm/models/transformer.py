@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxlm.core.types import Batch, Outputs
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.attention import attention_bias
 from jaxlm.models.blocks import ACTIVATION_AXES, Block
+from jaxlm.models.cache import Cache, slots_of, window
 from jaxlm.models.layers import (
     ACTIVATIONS,
     Embedding,
@@ -31,8 +31,6 @@ from jaxlm.models.stacks import create_stack, run_stack
 
 COLLECTED = ("hidden_states", "attention")
 """What may be asked for by ``collect``."""
-Cache = dict[str, Any]
-"""What is remembered of earlier tokens; see ``jaxlm.models.cache``."""
 
 
 class Embeddings(nnx.Module):
@@ -167,16 +165,27 @@ class Layers(nnx.Module):
     ) -> tuple[Shared, Cache]:
         """What all layers read, and the part of the cache that is theirs together."""
         config, segments = self.config, batch["segments"]
+        here = places = jnp.arange(segments.shape[1])
         keys, slot, kept = segments, 0, {}
+        seen = [(keys, places)] * len(config.kinds)
         if cache is not None:
             slot = cache["slot"]
             keys = jax.lax.dynamic_update_slice(cache["segments"], segments, (0, slot))
             kept = {"segments": keys, "slot": slot + segments.shape[1]}
-        bias = partial(attention_bias, segments, keys, start=slot, causal=config.causal)
-        biases = [bias(reach=kind.reach) for kind in config.kinds]
-        apart = distances(
-            slot + jnp.arange(segments.shape[1]), jnp.arange(keys.shape[1])
-        )
+            here, places = slot + here, jnp.arange(keys.shape[1])
+            widths = slots_of(config, keys.shape[1])
+            seen = [window(keys, here, width) for width in widths]
+        biases = [
+            attention_bias(
+                segments,
+                each,
+                apart=distances(here, at),
+                causal=config.causal,
+                reach=kind.reach,
+            )
+            for kind, (each, at) in zip(config.kinds, seen, strict=True)
+        ]
+        apart = distances(here, places)
         relative = None
         if config.buckets:
             rows = bucket(apart, config.buckets, config.causal)

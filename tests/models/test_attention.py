@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.models.attention import attention_bias, dense_attention
+from jaxlm.models.positions import distances
 
 # Packing and padding at once: two segments, padding inside and at the end; one segment
 # after padding; padding alone.
@@ -94,7 +95,8 @@ def test_heads_that_share_keys_see_what_their_mask_allows(seen, kv_heads, start)
     )
     # The last tokens alone ask, as they do of a cache, among all.
     query, asking = query[:, start:], SEGMENTS[:, start:]
-    bias = attention_bias(asking, SEGMENTS, start=start, **options)
+    apart = distances(jnp.arange(start, 7), jnp.arange(7))
+    bias = attention_bias(asking, SEGMENTS, apart=apart, **options)
     assert bias.shape == (3, 1, 7 - start, 7)
     found = np.asarray(dense_attention(query, key, value, bias))
     wanted = reference(query, key, value, start, sees)
