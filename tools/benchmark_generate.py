@@ -7,7 +7,8 @@ side's tokens per second are those of NEW new ones less the time of the first, w
 reads the prompt; medians, and their ratio. The bandwidth that this machine reaches is
 measured as a sum of a large array by numpy in as many threads as there are cores; a
 token reads every weight once, so that bytes of weights times steps per second is a
-share of it. Needs the extra `parity`. Some four minutes on two cores.
+share of it. Last the time per token of a long sequence, its last quarter beside its
+first. Needs the extra `parity`. Some four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-PROMPT, NEW, ROUNDS = 32, 128, 3
+PROMPT, NEW, ROUNDS, LONG = 32, 128, 3, 1024
 
 
 def main() -> None:
@@ -32,6 +33,9 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8", help="numbers of sequences")
     parser.add_argument("--new", type=int, default=NEW, help="new tokens")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--long", type=int, default=LONG, help="tokens of the long sequence; 0: none"
+    )
     flags = parser.parse_args()
     import jax
 
@@ -65,6 +69,33 @@ def main() -> None:
             ),
             flush=True,
         )
+    if flags.long:
+        print(json.dumps({"new": flags.long} | growth(model, flags.long)))
+
+
+def growth(model: Any, new: int) -> dict[str, float]:
+    """Milliseconds per token in the first and the last quarter of a sequence."""
+    from jaxlm.models.generate import CHUNK, generate
+
+    prompt = [[3] * PROMPT]
+    options: dict[str, Any] = {"max_new_tokens": new, "stop_tokens": ()}
+    generate(model, prompt, **options)  # compiles
+    times: list[float] = []
+
+    def heard(number: int, text: str) -> None:
+        times.append(time.perf_counter())
+
+    generate(model, prompt, stream=heard, **options)
+    quarter = new // CHUNK // 4
+    assert len(times) > 2 * quarter, "the sequence has too little text to time"
+    found = {
+        "first": times[quarter] - times[0],
+        "last": times[-1] - times[-1 - quarter],
+    }
+    each = {name: 1e3 * value / quarter / CHUNK for name, value in found.items()}
+    return {name: round(value, 2) for name, value in each.items()} | {
+        "ratio": round(each["last"] / each["first"], 3)
+    }
 
 
 def speed(side: Callable[..., Any], prompts: list[list[int]], new: int) -> float:
