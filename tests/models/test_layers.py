@@ -1,14 +1,15 @@
-"""Linear layers, on one device and on several."""
+"""Linear layers, on one device and on several, and products in other layouts."""
 
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxlm.core.mesh import NO_RULES, Rules, make_mesh
-from jaxlm.models.layers import Linear
+from jaxlm.models.layers import FEW_ROWS, Linear, Transposed, matmul
 
 RULES = Rules.of({"batch": ["data"], "sequence": ["context"]})
 LAYOUTS = {
@@ -70,3 +71,24 @@ def test_rows_are_flattened_where_no_device_splits_a_sequence():
         assert products
         text = ",".join(map(str, shape[:-1]))
         assert all(re.search(rf":f32\[({text},\d|\d,\d)\]", line) for line in products)
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_transposed_kernel_gives_the_same_product_however_many_rows(rows, dtype):
+    random = np.random.default_rng(rows)
+    x = jnp.asarray(random.normal(size=(rows, 1, 12)), dtype)
+    kernel = jnp.asarray(random.normal(size=(12, 7)), jnp.float32)
+
+    def product(kernel, turned):
+        kernel = Transposed(kernel.T) if turned else kernel
+        y = matmul(x, kernel, jnp.float32)
+        return jnp.square(y).sum(), y
+
+    run = jax.jit(jax.grad(product, has_aux=True), static_argnums=1)
+    (gradient, found), (expected, plain) = run(kernel, True), run(kernel, False)
+    assert found.shape == (rows, 1, 7) and found.dtype == jnp.float32
+    assert matmul(x, Transposed(kernel.T)).dtype == dtype
+    # fp32 sums of twelve products in another order.
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-4)
