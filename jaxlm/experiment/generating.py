@@ -9,9 +9,10 @@ from itertools import islice
 from typing import Any
 
 from jaxlm.core.errors import UserError
-from jaxlm.models.generate import Generator, Prompt
+from jaxlm.models.generate import Generator
 from jaxlm.models.generation import Generated, Generation
 from jaxlm.models.pretrained import load
+from jaxlm.models.prompts import Prompt, check_messages
 
 ROWS = 8
 """Sequences that are generated at a time."""
@@ -44,7 +45,8 @@ def answer(
         if pretty:
             show(generator, chunk[0], prompts[0], generation, first)
         else:
-            sequences = generator.run(prompts, generation, first=first)
+            names = [each["source"] for each in chunk]
+            sequences = generator.run(prompts, generation, first=first, names=names)
             for each, found in zip(chunk, sequences, strict=True):
                 print(json.dumps(as_json(each, found), ensure_ascii=False))
             sys.stdout.flush()
@@ -53,17 +55,9 @@ def answer(
 
 def as_prompt(given: dict[str, Any], chat: bool) -> Prompt:
     """The prompt of an input record."""
-    messages = given.get("messages")
-    if messages is not None:
-        if not isinstance(messages, list) or not all(
-            isinstance(each, dict) and {"role", "content"} <= set(each)
-            for each in messages
-        ):
-            raise UserError(
-                f"{given['source']}: messages must be a list of objects with role and"
-                " content"
-            )
-        return messages
+    if given.get("messages") is not None:
+        check_messages(given["messages"], given["source"])
+        return given["messages"]
     text = given.get("text")
     if not isinstance(text, str):
         raise UserError(
@@ -107,8 +101,9 @@ def show(
     console = Console(highlight=False)
     said = given["text"] if "text" in given else given["messages"][-1]["content"]
     console.print(Text(said, style="dim"), end="" if isinstance(prompt, str) else "\n")
+    names = [given["source"]]
     if generation.samples > 1 or generation.beams > 1:
-        for each in generator.run([prompt], generation, first=first)[0]:
+        for each in generator.run([prompt], generation, None, first, names)[0]:
             console.print(Text(f"\n[{each.score:.2f}] ", style="bold"), end="")
             console.print(Text(each.text or ""))
         return
@@ -117,5 +112,5 @@ def show(
         console.print(Text(text), end="", soft_wrap=True)
         console.file.flush()
 
-    generator.run([prompt], generation, piece, first)
+    generator.run([prompt], generation, piece, first, names)
     console.print()

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,14 +25,13 @@ from jaxlm.models.decoding import (
     for_decoding,
     prefill,
 )
+from jaxlm.models.detokenizer import Detokenizer
 from jaxlm.models.generation import Generated, Generation
 from jaxlm.models.pretrained import Pretrained
+from jaxlm.models.prompts import Prompt, check_ids, encode
 from jaxlm.models.sampling import Knobs
-from jaxlm.models.watch import Watch
+from jaxlm.models.watch import Stream, Watch
 
-Message = Mapping[str, str]
-Prompt = str | Sequence[int] | Sequence[Message]
-"""A text, token ids, or a conversation: ``{"role": ..., "content": ...}`` each."""
 CHUNK = 8
 """Tokens between two looks of the host, where it streams or looks for stop strings."""
 SLOTS = 64
@@ -43,7 +43,7 @@ def generate(
     prompts: Sequence[Prompt],
     generation: Generation | None = None,
     *,
-    stream: Callable[[int, str], None] | None = None,
+    stream: Stream | None = None,
     **options: Any,
 ) -> list[list[Generated]]:
     """The sequences of each prompt; ``options`` are those of ``Generation``.
@@ -88,16 +88,25 @@ class Generator:
         self,
         prompts: Sequence[Prompt],
         generation: Generation,
-        stream: Callable[[int, str], None] | None = None,
+        stream: Stream | None = None,
         first: int = 0,
+        names: Sequence[str] | None = None,
     ) -> list[list[Generated]]:
-        """See ``generate``; ``first`` is the number of the first prompt among all."""
-        encoded = [self.encode(prompt) for prompt in prompts]
-        if not encoded:
+        """See ``generate``.
+
+        ``first`` is the number of the first prompt among all; ``names`` is what errors
+        call each.
+        """
+        if not prompts:
             return []
+        names = names or [f"prompt {first + at}" for at in range(len(prompts))]
         if generation.stop or stream:
             _ = self.tokenizer  # said now where there is none
-        self.check(encoded, generation)
+        generation = self.settle(generation)
+        named = list(zip(prompts, names, strict=True))
+        encoded = [encode(self.model, prompt, name) for prompt, name in named]
+        for ids, name in zip(encoded, names, strict=True):
+            check_ids(self.model, ids, generation.max_new_tokens, name)
         if generation.beams > 1:
             if stream or generation.stop:
                 raise UserError(
@@ -112,58 +121,40 @@ class Generator:
         return self.model.tokenizer
 
     @cached_property
+    def detokenizer(self) -> Detokenizer | None:
+        """What gives the text of tokens; None without a tokenizer."""
+        return Detokenizer(self.tokenizer) if self.model.has_tokenizer else None
+
+    @cached_property
     def stop_tokens(self) -> tuple[int, ...]:
         """The tokens that end a sequence, by generation_config.json or config.json."""
         found = self.model.setting("eos_token_id")
         found = found if isinstance(found, list) else [found]
         return tuple(token for token in found if isinstance(token, int))
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt.
+    def settle(self, generation: Generation) -> Generation:
+        """With all tokens that end a sequence; ``stop`` is left to look for in texts.
+
+        Texts have no special tokens: a string that is one becomes a stop token.
 
         Raises:
-          UserError: a conversation, and the tokenizer has no template for it.
+          UserError: a stop string has a special token in it, and more.
         """
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
-        ids, messages = [], []
-        for each in prompt:
-            (messages if isinstance(each, Mapping) else ids).append(each)
-        if not messages:
-            return [int(token) for token in ids]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as problem:  # the template's own, jinja's, a missing one
-            reason = str(problem).partition("\n")[0].strip()
-            raise UserError(
-                f"{self.model.checkpoint.directory}: its chat template cannot write"
-                f" this conversation ({reason}); give the prompt as a text"
-            ) from problem
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def check(self, prompts: list[list[int]], generation: Generation) -> None:
-        """Refuse what the model cannot hold."""
-        where, config = self.model.checkpoint.directory, self.config
-        for number, ids in enumerate(prompts):
-            if not ids:
+        tokens, strings = generation.stop_tokens, []
+        tokens = list(self.stop_tokens if tokens is None else tokens)
+        special = self.detokenizer.special if self.detokenizer else {}
+        for stop in generation.stop:
+            if stop in special:
+                tokens.append(special[stop])
+                continue
+            if held := [name for name in special if name in stop]:
                 raise UserError(
-                    f"prompt {number}: no token; a prompt needs at least one"
+                    f"stop={stop!r} is not allowed: {held[0]} is a special token, of"
+                    f" which texts have none; stop at {held[0]!r} alone"
                 )
-            if not 0 <= min(ids) <= max(ids) < config.vocab_size:
-                raise UserError(
-                    f"prompt {number}: tokens from {min(ids)} to {max(ids)}; the"
-                    f" vocabulary of {where} has 0 to {config.vocab_size - 1}"
-                )
-            new = 0 if config.decoder else generation.max_new_tokens
-            # The last token is not read: it needs no position.
-            if len(ids) + max(new - 1, 0) > config.max_positions:
-                raise UserError(
-                    f"prompt {number}: {len(ids)} tokens and {new} new ones are more"
-                    f" than the {config.max_positions} positions of {where}; shorten"
-                    " the prompt or max_new_tokens"
-                )
+            strings.append(stop)
+        unique = tuple(dict.fromkeys(tokens))
+        return replace(generation, stop_tokens=unique, stop=tuple(strings))
 
     def start(self, prompts: list[list[int]], copies: int) -> tuple[Start, np.ndarray]:
         """Prompts in their bucket, each ``copies`` times, and which rows are idle."""
@@ -186,11 +177,6 @@ class Generator:
         """Slots of a cache for a prompt's bucket and so many new tokens."""
         read = 1 if self.config.decoder else length
         return read + -(-most // SLOTS) * SLOTS
-
-    def stops(self, generation: Generation) -> jax.Array:
-        given = generation.stop_tokens
-        stops = self.stop_tokens if given is None else given
-        return jnp.asarray(stops, jnp.int32)
 
     def knobs(self, generation: Generation) -> Knobs:
         return Knobs(
@@ -242,7 +228,7 @@ class Generator:
         self,
         prompts: list[list[int]],
         generation: Generation,
-        stream: Callable[[int, str], None] | None,
+        stream: Stream | None,
         number: int,
     ) -> list[list[Generated]]:
         """Greedy or drawn sequences of each prompt."""
@@ -251,20 +237,22 @@ class Generator:
         rows = len(idle)
         sample = generation.temperature > 0
         keys = _keys(generation.seed, number, rows, copies)
-        knobs, stops = self.knobs(generation), self.stops(generation)
+        knobs, stops = self.knobs(generation), as_stops(generation)
         state = self.first(
             self.params, start, keys, jnp.asarray(idle), knobs, stops,
             most=-(-most // SLOTS) * SLOTS, sample=sample,
             penalty=generation.repetition_penalty != 1.0,
         )  # fmt: skip
-        stopping = set(np.asarray(stops).tolist())
         number = len(prompts) * copies
-        watch = Watch(self.decoded, number, generation, stopping, stream)
+        watch = Watch(
+            self.detokenizer, number, generation.stop_tokens or (), generation.stop,
+            stream,
+        )  # fmt: skip
         looks = bool(generation.stop or stream)
         while True:
             count = int(state.count)
             if looks:
-                ended = watch.look(np.asarray(state.tokens)[:, :count])
+                ended = watch.look(np.asarray(state.tokens)[:, :count], count >= most)
                 padded = np.concatenate([ended, idle[len(ended) :]])
                 state = state._replace(done=state.done | jnp.asarray(padded))
             if count >= most or bool(state.done.all()):
@@ -307,30 +295,30 @@ class Generator:
         most = generation.max_new_tokens
         penalties = generation.length_penalty, generation.repetition_penalty
         state = self.searched(
-            self.params, start, jnp.asarray(idle), self.stops(generation),
+            self.params, start, jnp.asarray(idle), as_stops(generation),
             tuple(map(jnp.float32, penalties)), jnp.int32(most),
             most=-(-most // SLOTS) * SLOTS, beams=generation.beams,
             penalty=generation.repetition_penalty != 1.0,
         )  # fmt: skip
-        stops = set(np.asarray(self.stops(generation)).tolist())
+        stops = generation.stop_tokens or ()
         tokens, lengths = np.asarray(state.finished), np.asarray(state.lengths)
         scores = np.asarray(state.scores)
 
         def one(row: int, beam: int) -> Generated:
             ids = tokens[row, beam, : lengths[row, beam]].tolist()
             finish = "stop" if ids and ids[-1] in stops else "length"
-            return Generated(ids, float(scores[row, beam]), finish, self.decoded(ids))
+            text = self.detokenizer and self.detokenizer.text(ids)
+            return Generated(ids, float(scores[row, beam]), finish, text)
 
         count = generation.samples
         return [
             [one(row, beam) for beam in range(count)] for row in range(len(prompts))
         ]
 
-    def decoded(self, ids: Sequence[int]) -> str | None:
-        """The text of tokens without special ones; None without a tokenizer."""
-        if not self.model.has_tokenizer:
-            return None
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+def as_stops(generation: Generation) -> jax.Array:
+    """The tokens that end a sequence, i32[E]."""
+    return jnp.asarray(generation.stop_tokens or (), jnp.int32)
 
 
 def _keys(seed: int, first: int, rows: int, copies: int) -> jax.Array:

@@ -6,59 +6,67 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxlm.models.generation import Generated, Generation
+from jaxlm.models.detokenizer import Detokenizer
+from jaxlm.models.generation import Generated
 
-Decode = Callable[[Sequence[int]], str | None]
+Stream = Callable[[int, str], None]
 
 
 class Watch:
-    """Sequences as they grow; ``decode`` gives a text, ``stops`` end a sequence."""
+    """Sequences as they grow: ``stops`` are tokens that end one, ``strings`` texts.
+
+    Without a ``detokenizer`` there are no texts.
+    """
 
     def __init__(
         self,
-        decode: Decode,
+        detokenizer: Detokenizer | None,
         rows: int,
-        generation: Generation,
-        stops: set[int],
-        stream: Callable[[int, str], None] | None,
+        stops: Sequence[int],
+        strings: Sequence[str],
+        stream: Stream | None,
     ):
-        self.decode, self.stop, self.stream = decode, generation.stop, stream
-        self.stops = stops
+        self.detokenizer, self.stream = detokenizer, stream
+        self.stops, self.strings = frozenset(stops), strings
         self.said = [""] * rows
         self.cut: dict[int, tuple[int, str]] = {}
         """By row, how many tokens and which text stand before a stop string."""
 
-    def look(self, tokens: np.ndarray) -> np.ndarray:
-        """Stream what is new of ``tokens [B, n]``; which rows met a stop string."""
+    def look(self, tokens: np.ndarray, last: bool) -> np.ndarray:
+        """Stream what is new of ``tokens [B, n]``; which rows met a stop string.
+
+        ``last``: no more tokens will come.
+        """
+        assert self.detokenizer is not None
         for row in range(len(self.said)):
             if row in self.cut:
                 continue
             ids = ended(tokens[row].tolist(), self.stops)
-            text = self.decode(ids) or ""
-            at = first_of(text, self.stop)
+            finished = last or bool(ids and ids[-1] in self.stops)
+            read = self.detokenizer.text if finished else self.detokenizer.settled
+            text = read(ids)
+            at = first_of(text, self.strings)
             if at is not None:
                 text = text[:at]
-                self.cut[row] = self.shortest(ids, text), text
-            finished = at is not None or ids[-1:] and ids[-1] in self.stops
-            self.say(row, text, bool(finished))
+                self.cut[row] = self.shortest(ids), text
+            self.say(row, text, finished or at is not None)
         return np.array([row in self.cut for row in range(len(self.said))], bool)
 
-    def shortest(self, ids: list[int], text: str) -> int:
+    def shortest(self, ids: list[int]) -> int:
         """How many tokens it takes to reach a stop string."""
-        for count in range(1, len(ids) + 1):
-            so_far = self.decode(ids[:count]) or ""
-            if first_of(so_far, self.stop) is not None:
+        assert self.detokenizer is not None
+        for count in range(1, len(ids)):
+            if first_of(self.detokenizer.text(ids[:count]), self.strings) is not None:
                 return count
         return len(ids)
 
     def say(self, row: int, text: str, finished: bool) -> None:
-        """Stream a text so far, but for what the next token may still change."""
+        """Stream a text so far, but for what may become a stop string."""
         if self.stream is None:
             return
-        if not finished:
-            text = text.rstrip("\ufffd")  # half of a letter
-            most = max((len(each) for each in self.stop), default=1) - 1
-            text = text[: len(text) - most] if most else text
+        held = max((len(each) for each in self.strings), default=1) - 1
+        if held and not finished:
+            text = text[:-held]
         if len(text) > len(self.said[row]):
             self.stream(row, text[len(self.said[row]) :])
             self.said[row] = text
@@ -67,7 +75,7 @@ class Watch:
         """A sequence as the caller gets it; the rest of its text is streamed."""
         ids = ended(tokens.tolist(), self.stops)
         finish = "stop" if ids and ids[-1] in self.stops else "length"
-        text = self.decode(ids)
+        text = self.detokenizer and self.detokenizer.text(ids)
         if row in self.cut:
             count, text = self.cut[row]
             ids, finish = ids[:count], "stop"
@@ -77,7 +85,7 @@ class Watch:
         return Generated(ids, sum(values), finish, text, values)
 
 
-def ended(ids: list[int], stops: set[int]) -> list[int]:
+def ended(ids: list[int], stops: frozenset[int]) -> list[int]:
     """Tokens up to the first that ends a sequence, and that."""
     for place, token in enumerate(ids):
         if token in stops:

@@ -13,6 +13,7 @@ from jaxlm.core.errors import UserError
 from jaxlm.models.generate import Generator, generate
 from jaxlm.models.generation import Generation
 from jaxlm.models.pretrained import load, make_batch
+from jaxlm.models.prompts import encode
 from jaxlm.models.sampling import LEAST, Knobs, draw, penalise, restrict
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
@@ -228,10 +229,31 @@ def test_nothing_of_a_stop_string_is_streamed(model, run):
     assert stop not in "".join(pieces)
 
 
+def test_a_special_token_as_a_stop_string_ends_a_sequence(folder, run, tmp_path):
+    """Texts have no special tokens, so that no text would ever have the string."""
+    ids = [0, 1, 2]
+    whole = run([ids], max_new_tokens=20, temperature=1.0)[0].tokens
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    state = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = state["model"]["vocab"]
+    vocabulary["<end>"] = vocabulary.pop(LETTERS[whole[4]])
+    made = tokenizers.Tokenizer.from_str(json.dumps(state))
+    made.add_special_tokens(["<end>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    other = load(f"random:{tmp_path}")
+    stopped = whole[: whole.index(whole[4]) + 1]
+    options = {"max_new_tokens": 20, "temperature": 1.0, "stop": ("<end>",)}
+    [[found]] = generate(other, [ids], **options)
+    assert found.tokens == stopped and found.finish == "stop"
+    assert "<end>" not in found.text
+    assert generate(other, [ids], max_new_tokens=4, stop=("<end>",), beams=2)[0]
+    with pytest.raises(UserError, match="<end> is a special token"):
+        generate(other, [ids], stop=("a<end>",))
+
+
 def test_a_conversation_goes_through_the_chat_template(model):
-    generator = Generator.of(model)
     messages = [{"role": "user", "content": "ab"}, {"role": "user", "content": "c"}]
-    assert generator.encode(messages) == generator.encode("ab.c.")
+    assert encode(model, messages, "here") == encode(model, "ab.c.", "here")
 
 
 def test_beams_are_sorted_and_better_than_greedy(model, run):
@@ -254,6 +276,10 @@ def test_programs_are_compiled_once_for_a_bucket_of_shapes(model):
     assert generator.on._cache_size() == 1
 
 
+def test_token_ids_may_be_an_array(run):
+    assert run([np.array([1, 2])], max_new_tokens=3) == run([[1, 2]], max_new_tokens=3)
+
+
 def test_no_prompts_give_nothing(model):
     assert generate(model, []) == []
 
@@ -263,6 +289,14 @@ REFUSED = {
     "outside of the vocabulary": (([99],), {}, "vocabulary"),
     "a negative token": (([-1],), {}, "vocabulary"),
     "no token": (([],), {}, "needs at least one"),
+    "a fraction": (([1, 2.5],), {}, "prompt 0: 2.5 is no token id"),
+    "a truth": (([True],), {}, "True is no token id"),
+    "a text among tokens": (([1, "2"],), {}, "'2' is no token id"),
+    "tokens and messages": (([1, {"role": "a", "content": "b"}],), {}, "message 0"),
+    "a message without a role": (([{"content": "b"}],), {}, "needs role and content"),
+    "parts of a content": (([{"role": "a", "content": [1]}],), {}, "both strings"),
+    "a message alone": (({"role": "a", "content": "b"},), {}, "is not allowed; a text"),
+    "a number": ((7,), {}, "prompt 0: 7 is not allowed"),
     "no new tokens": ((), {"max_new_tokens": 0}, "max_new_tokens=0"),
     "below zero": ((), {"temperature": -1.0}, "temperature=-1.0"),
     "no probability": ((), {"top_p": 0.0}, "top_p=0.0"),
