@@ -27,6 +27,7 @@ from jaxlm.models.decoding import (
 )
 from jaxlm.models.detokenizer import Detokenizer
 from jaxlm.models.generation import Generated, Generation
+from jaxlm.models.memory import check_memory
 from jaxlm.models.pretrained import Pretrained
 from jaxlm.models.prompts import Prompt, check_ids, encode
 from jaxlm.models.sampling import Knobs
@@ -66,7 +67,8 @@ class Generator:
     """A model ready to generate: its parameters turned for decoding, its programs."""
 
     def __init__(self, model: Pretrained):
-        self.model, self.config = model, model.config
+        # Without the parameters as they were: whoever needs them has the model.
+        self.model, self.config = replace(model, params={}), model.config
         where = model.checkpoint.directory
         if model.head != "language" or not (self.config.decoder or self.config).causal:
             raise UserError(
@@ -107,6 +109,7 @@ class Generator:
         encoded = [encode(self.model, prompt, name) for prompt, name in named]
         for ids, name in zip(encoded, names, strict=True):
             check_ids(self.model, ids, generation.max_new_tokens, name)
+        self.check(encoded, generation)
         if generation.beams > 1:
             if stream or generation.stop:
                 raise UserError(
@@ -156,13 +159,37 @@ class Generator:
         unique = tuple(dict.fromkeys(tokens))
         return replace(generation, stop_tokens=unique, stop=tuple(strings))
 
+    def check(self, prompts: list[list[int]], generation: Generation) -> None:
+        """Refuse what the vocabulary or the memory cannot hold."""
+        where, vocabulary = self.model.checkpoint.directory, self.config.vocab_size
+        most = max(generation.stop_tokens or (), default=0)
+        if most >= vocabulary:
+            raise UserError(
+                f"stop_tokens={most} is not allowed; the vocabulary of {where} has 0 to"
+                f" {vocabulary - 1}"
+            )
+        # Of each beam twice as many continuations are looked at.
+        if generation.beams > max(1, vocabulary // 2):
+            raise UserError(
+                f"beams={generation.beams} is not allowed; at most {vocabulary // 2},"
+                f" half of the vocabulary of {where}"
+            )
+        rows, length = self.bucket(prompts, max(generation.samples, generation.beams))
+        slots = self.slots(length, generation.max_new_tokens)
+        read = length if self.config.decoder else 0
+        check_memory(self.config, rows, slots + read, self.dtype)
+
+    def bucket(self, prompts: list[list[int]], copies: int) -> tuple[int, int]:
+        """Rows and tokens of a batch that prompts fit into, each ``copies`` times."""
+        rows = 1 << (len(prompts) * copies - 1).bit_length()
+        longest = max(16, max(map(len, prompts)))
+        length = 1 << (longest - 1).bit_length()
+        return rows, max(longest, min(length, self.config.max_positions))
+
     def start(self, prompts: list[list[int]], copies: int) -> tuple[Start, np.ndarray]:
         """Prompts in their bucket, each ``copies`` times, and which rows are idle."""
         wanted = len(prompts) * copies
-        rows = 1 << (wanted - 1).bit_length()
-        longest = max(16, max(map(len, prompts)))
-        length = 1 << (longest - 1).bit_length()
-        length = max(longest, min(length, self.config.max_positions))
+        rows, length = self.bucket(prompts, copies)
         tokens = np.zeros((rows, length), np.int32)
         mask = np.zeros((rows, length), bool)
         for row in range(rows):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from jaxlm.core.errors import UserError
@@ -10,6 +13,65 @@ from jaxlm.core.errors import UserError
 
 def _option(default: Any, what: str) -> Any:
     return field(default=default, metadata={"help": what})
+
+
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    """Whether a value is an integer from ``least`` to ``most``."""
+    return lambda value: (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and least <= int(value) <= most
+    )
+
+
+def _number(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
+    """Whether a value is a finite number of which a condition holds."""
+    return lambda value: (
+        isinstance(value, Real)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and holds(float(value))
+    )
+
+
+def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a condition holds for each of several values."""
+    return lambda value: isinstance(value, tuple | list) and all(map(holds, value))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _shown(value: Any) -> str:
+    text = str(value) if isinstance(value, Real) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+LIMIT = 2**31 - 1
+"""The largest i32, as devices count; memory ends before."""
+ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (_whole(1, LIMIT), f"1 to {LIMIT}"),
+    "temperature": (
+        _number(lambda value: value == 0 or 1e-6 <= value <= 1e6),
+        "0 (the most likely token), or 1e-6 to 1e6",
+    ),
+    "top_k": (_whole(0, LIMIT), f"0 (all) to {LIMIT}"),
+    "top_p": (_number(lambda value: 0 < value <= 1), "above 0, at most 1"),
+    "min_p": (_number(lambda value: 0 <= value < 1), "0 or more, below 1"),
+    "repetition_penalty": (_number(lambda value: 1e-6 <= value <= 1e6), "1e-6 to 1e6"),
+    "samples": (_whole(1, LIMIT), f"1 to {LIMIT}"),
+    "beams": (_whole(1, LIMIT), f"1 to {LIMIT}"),
+    # A length of i32 to this power is still an f32.
+    "length_penalty": (_number(lambda value: -4 <= value <= 4), "-4 to 4"),
+    "stop_tokens": (
+        lambda value: value is None or _all(_whole(0, LIMIT))(value),
+        f"several of 0 to {LIMIT}, or None",
+    ),
+    "stop": (_all(_text), "several strings, none of them empty"),
+    "seed": (_whole(0, 2**32 - 1), f"0 to {2**32 - 1}"),
+}
+"""By option, what it may be: the limits of numbers on a device."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +106,11 @@ class Generation:
     seed: int = _option(0, "the same seed draws the same")
 
     def __post_init__(self) -> None:
-        allowed = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "temperature": (self.temperature >= 0, "0 or more"),
-            "top_k": (self.top_k >= 0, "0 (all) or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
-            "min_p": (0 <= self.min_p < 1, "0 or more, below 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "samples": (self.samples >= 1, "1 or more"),
-            "beams": (self.beams >= 1, "1 or more"),
-            "stop": (all(self.stop), "no empty string"),
-        }
-        for name, (holds, what) in allowed.items():
-            if not holds:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r} is not allowed; {what}"
-                )
+        for each in fields(self):
+            value = getattr(self, each.name)
+            holds, what = ALLOWED[each.name]
+            if not holds(value):
+                raise UserError(f"{each.name}={_shown(value)} is not allowed; {what}")
         if self.beams > 1 and self.temperature:
             raise UserError(
                 f"beams={self.beams} with temperature={self.temperature}: a beam search"

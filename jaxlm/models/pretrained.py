@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -103,7 +103,7 @@ class Pretrained:
     def labels(self) -> list[str]:
         return labels_of(self.checkpoint)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
         """The ``transformers`` tokenizer of the directory.
 
@@ -116,9 +116,13 @@ class Pretrained:
                 f"{directory}: no tokenizer; one of {', '.join(VOCABULARIES)} must lie"
                 " beside config.json"
             )
-        from transformers import AutoTokenizer
+        if "tokenizer" not in self.kept:
+            from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            self.kept["tokenizer"] = AutoTokenizer.from_pretrained(
+                directory, trust_remote_code=False
+            )
+        return self.kept["tokenizer"]
 
 
 def load(

@@ -46,7 +46,9 @@ def restrict(logits: jax.Array, knobs: Knobs) -> jax.Array:
     ordered = jnp.where(rank < count, ordered, LEAST)
     shares = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(shares, axis=-1) - shares
-    kept = (before < knobs.top_p) & (shares >= knobs.min_p * shares[:, :1])
+    # Of rounded sums the last may reach 1 before the last token.
+    kept = (before < knobs.top_p) | (knobs.top_p >= 1)
+    kept = kept & (shares >= knobs.min_p * shares[:, :1])
     kept = (kept & (rank < count)) | (rank == 0)
     bound = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits >= bound, logits, LEAST)

@@ -1,6 +1,8 @@
 """Generation without a peer: what is drawn, what ends a sequence, what is refused."""
 
+import gc
 import json
+import weakref
 from functools import partial
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 import tokenizers
 
 from jaxlm.core.errors import UserError
+from jaxlm.core.trees import flatten
 from jaxlm.models.generate import Generator, generate
 from jaxlm.models.generation import Generation
 from jaxlm.models.pretrained import load, make_batch
@@ -287,6 +290,26 @@ def test_no_prompts_give_nothing(model):
 REFUSED = {
     "more than the positions": (([1] * 120,), {}, "128 positions"),
     "outside of the vocabulary": (([99],), {}, "vocabulary"),
+    "endless tokens": ((), {"max_new_tokens": 2**31}, "1 to 2147483647"),
+    "endless samples": (
+        (),
+        {"samples": 2**31 - 1, "temperature": 1.0},
+        "this device has",
+    ),
+    "endless beams": ((), {"beams": 2**31 - 1}, "at most 14, half"),
+    "endless stop": ((), {"stop_tokens": (5, 28)}, "stop_tokens=28.*0 to 27"),
+    "a negative stop": ((), {"stop_tokens": (-1,)}, "stop_tokens=.-1"),
+    "endless candidates": ((), {"top_k": 2**31}, "top_k=2147483648"),
+    "a seed of many bits": ((), {"seed": 2**32}, "0 to 4294967295"),
+    "a negative seed": ((), {"seed": -1}, "seed=-1"),
+    "no number": ((), {"temperature": float("nan")}, "temperature=nan"),
+    "an infinite one": ((), {"temperature": float("inf")}, "temperature=inf"),
+    "zero, as a device sees it": ((), {"temperature": 1e-50}, "temperature=1e-50"),
+    "an endless penalty": ((), {"length_penalty": float("-inf")}, "length_penalty"),
+    "text for a number": ((), {"top_p": "0.5"}, "top_p='0.5'"),
+    "a fraction for a count": ((), {"samples": 1.5}, "samples=1.5"),
+    "true for a count": ((), {"beams": True}, "beams=True"),
+    "a string for strings": ((), {"stop": "abc"}, "stop='abc'"),
     "a negative token": (([-1],), {}, "vocabulary"),
     "no token": (([],), {}, "needs at least one"),
     "a fraction": (([1, 2.5],), {}, "prompt 0: 2.5 is no token id"),
@@ -316,6 +339,37 @@ def test_what_cannot_be_generated_is_refused(model, name):
     prompts, options, words = REFUSED[name]
     with pytest.raises(UserError, match=words):
         generate(model, list(prompts) or ["a"], **({"max_new_tokens": 16} | options))
+
+
+def test_an_encoder_decoder_is_as_long_as_the_memory(tmp_path):
+    """Its positions are relative and have no end."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = {"model_type": "t5", "vocab_size": 32, "decoder_start_token_id": 0}
+    config |= {"architectures": ["T5ForConditionalGeneration"], "eos_token_id": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config | sizes))
+    model = load(f"random:{tmp_path}")
+    with pytest.raises(UserError, match="need .* GiB, and this device has"):
+        generate(model, [[1]], max_new_tokens=2**31 - 1)
+
+
+def test_all_tokens_may_be_drawn_with_all_probability():
+    """Even those beyond the place where a rounded sum reaches 1."""
+    logits = jnp.concatenate([jnp.zeros(1), jnp.full(999, -20.0)])[None]
+    ones = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+    knobs = Knobs(top_k=0, min_p=0.0, **{k: jnp.float32(v) for k, v in ones.items()})
+    assert (restrict(logits, knobs) == logits).all()
+
+
+def test_parameters_are_held_once_where_a_model_is_only_to_generate(folder):
+    model = load(f"random:{folder}")
+    kernels = flatten(model.params)
+    read = [weakref.ref(leaf) for name, leaf in kernels.items() if "mlp" in name]
+    del kernels
+    generator = Generator(model)
+    del model
+    gc.collect()
+    assert read and not any(leaf() for leaf in read)
+    assert generator.run([[1]], Generation(max_new_tokens=2))
 
 
 def test_an_encoder_is_refused():
