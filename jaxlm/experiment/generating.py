@@ -13,6 +13,7 @@ from jaxlm.models.generate import Generator
 from jaxlm.models.generation import Generated, Generation
 from jaxlm.models.pretrained import load
 from jaxlm.models.prompts import Prompt, check_messages
+from jaxlm.models.suggestions import passed_over
 
 ROWS = 8
 """Sequences that are generated at a time."""
@@ -38,6 +39,12 @@ def answer(
         print(f"loading {source}", file=sys.stderr)
     generator = Generator(load(source))
     _ = generator.tokenizer  # said now where there is none
+    if told := passed_over(generator.model, generation):
+        print(
+            f"note: options are those of the call; {source} suggests otherwise:"
+            f" {', '.join(told)}",
+            file=sys.stderr,
+        )
     at_once = 1 if pretty else max(1, ROWS // generation.samples)
     first = 0
     while chunk := list(islice(inputs, at_once)):

@@ -1,6 +1,7 @@
 """``predict --model``: a language model's text by the door."""
 
 import json
+import shutil
 
 import pytest
 
@@ -49,6 +50,28 @@ def test_several_sequences_come_with_their_scores(ask):
     assert len(drawn["sequences"]) == len(beams["sequences"]) == 3
     scores = [each["score"] for each in beams["sequences"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_what_a_checkpoint_suggests_and_the_call_passes_over_is_told_once(
+    call,
+    folder,  # noqa: F811
+    tmp_path,
+):
+    own = shutil.copytree(folder, tmp_path / "model")
+    settings = {"do_sample": True, "temperature": 0.6, "top_k": 50, "top_p": 1.0}
+    settings |= {"forced_bos_token_id": 3, "length_penalty": 2.0, "num_beams": 1}
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    start = ["predict", f"--model=random:{own}", "--text=a", "--text=b"]
+    answer = call(*start, "--max-new-tokens=2", "--top-k=3")
+    assert len(lines(answer)) == 2
+    assert answer.err.count("note: ") == 1
+    assert answer.err.splitlines()[-1] == (
+        f"note: options are those of the call; random:{own} suggests otherwise:"
+        " do_sample=true (--temperature), temperature=0.6 (--temperature=0.6),"
+        " forced_bos_token_id=3 (which jaxlm has nothing for)"
+    )
+    (own / "generation_config.json").unlink()
+    assert "note: " not in call(*start, "--max-new-tokens=2").err
 
 
 REFUSED = {
