@@ -12,7 +12,7 @@ from jaxlm.core.files import atomic_write_json
 from jaxlm.data.tokenizer import GENERAL, Tokenizer
 from jaxlm.experiment.model_card import run_card, source_card
 from jaxlm.experiment.runs import Run
-from jaxlm.models.checkpoint import Checkpoint, read_config
+from jaxlm.models.checkpoint import RANDOM, Checkpoint, read_config
 from jaxlm.models.exporting import (
     CARD,
     SETTINGS,
@@ -67,7 +67,7 @@ def export_run(
         )
     config = run_config(run, hf, head, name)
     checkpoint = Checkpoint(model, family, run.parts.transformer, config, None)
-    with layout.folder(output) as folder:
+    with layout.folder(output, [run.workdir, *sources(run)]) as folder:
         tensors = param_tensors(checkpoint, run.params(step), head, layout.dtype)
         run.parts.tokenizer.save(folder)
         copy_files(model, folder, SETTINGS)
@@ -89,6 +89,12 @@ def export_run(
             opens=AUTO[head],
         )
         (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def sources(run: Run) -> list[Path]:
+    """The folder that a run's pretrained model was read from, where it is there."""
+    folder = Path(run.config.model.pretrained.removeprefix(RANDOM))
+    return [folder] if folder.is_dir() else []
 
 
 def run_config(run: Run, hf: dict[str, Any], head: str, name: str) -> dict[str, Any]:

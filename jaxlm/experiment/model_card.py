@@ -12,6 +12,7 @@ from jaxlm.core import config as configs
 from jaxlm.core.schema import flatten as flat_config
 from jaxlm.core.schema import leaves
 from jaxlm.experiment.config import ExperimentConfig
+from jaxlm.models.checkpoint import RANDOM
 from jaxlm.train.recorded import read_metrics, read_object, read_results
 
 PIPELINES = {"tokens": "token-classification", "text": "text-classification"}
@@ -60,11 +61,13 @@ def run_card(
 
 def source_card(source: str, family: str, head: str | None, opens: str) -> str:
     """The card of a checkpoint that was exported as it is."""
+    same = "the same weights, not trained further"
+    if source.startswith(RANDOM):
+        same = "its shapes alone, with new random weights that nobody has trained"
     return _joined(
         _front(PIPELINES.get(head or ""), base=source),
         f"# {_line(source)}",
-        f"The {family} checkpoint `{_line(source)}`, written again by jaxlm: the same"
-        " weights, not trained further.",
+        f"The {family} checkpoint `{_line(source)}`, written again by jaxlm: {same}.",
         _usage(opens),
         "## Versions",
         _versions({}, "trained"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -17,8 +16,7 @@ import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json
-from jaxlm.core.folders import check_free, whole_folder
-from jaxlm.core.safetensors import INDEX, SINGLE
+from jaxlm.core.folders import check_apart, check_free, whole_folder
 from jaxlm.core.shards import Outgoing, parse_size, write_shards
 from jaxlm.core.sources import VOCABULARIES
 from jaxlm.core.types import Params
@@ -41,7 +39,6 @@ SETTINGS = (
     "generation_config.json",
 )  # fmt: skip
 """What may lie beside a config.json and a vocabulary, and we hand on as it is."""
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 Say = Callable[[str], None]
 
 
@@ -62,11 +59,18 @@ class Layout:
 
     def check(self, output: Path) -> None:
         """Refuse an output that is in use, before anything is loaded."""
-        check_free(output, self.overwrite, is_exported)
+        check_free(output, self.overwrite)
 
-    def folder(self, output: Path) -> AbstractContextManager[Path]:
-        """A folder to fill, which becomes ``output`` when all is in it."""
-        return whole_folder(output, self.overwrite, is_exported)
+    def folder(
+        self, output: Path, sources: Iterable[Path]
+    ) -> AbstractContextManager[Path]:
+        """A folder to fill, which becomes ``output`` when all is in it.
+
+        Raises:
+          UserError: the output is in use, or one of what is read, in it or around it.
+        """
+        check_apart(output, sources)
+        return whole_folder(output, self.overwrite)
 
     def write(
         self, folder: Path, hf: Mapping[str, Any], tensors: list[Outgoing], say: Say
@@ -74,12 +78,6 @@ class Layout:
         """Write config.json, which says the dtype, and the weights."""
         atomic_write_json(folder / "config.json", with_dtype(hf, self.dtype))
         write_shards(folder, tensors, parse_size(self.max_shard_size), say)
-
-
-def is_exported(name: str) -> bool:
-    """Whether a file of this name is one of an export."""
-    known = (CARD, "config.json", SINGLE, INDEX, *VOCABULARIES, *SETTINGS)
-    return name in known or bool(SHARD.fullmatch(name))
 
 
 def with_dtype(hf: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -179,14 +177,13 @@ def export_source(
     """
     checkpoint = open_checkpoint(source)
     head = own_head(checkpoint)
-    if output.exists() and output.samefile(checkpoint.directory):
-        raise UserError(f"{output}: is the source itself; name another folder")
+    check_apart(output, [checkpoint.directory])
     if checkpoint.weights is None:
         made = load(source, scan=True)
         tensors = param_tensors(made.checkpoint, made.params, head, layout.dtype)
     else:
         tensors = file_tensors(checkpoint, head, layout.dtype)
-    with layout.folder(output) as folder:
+    with layout.folder(output, [checkpoint.directory]) as folder:
         copy_files(checkpoint.directory, folder, (*VOCABULARIES, *SETTINGS))
         layout.write(folder, checkpoint.hf, tensors, say)
         (folder / CARD).write_text(card(checkpoint, head), encoding="utf-8")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -268,11 +269,59 @@ def test_what_is_no_export_is_never_replaced(ner_run, call, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     error = call(*start, f"--output={tmp_path}").error
     assert "mine.txt" in error
-    assert "digests.json" in call(*start, f"--output={ner_run / 'model'}").error
+    assert "config.json" in call(*start, f"--output={ner_run / 'model'}").error
     assert "checkpoints" in call(*start, f"--output={ner_run}").error
     error = call(*start, f"--output={tmp_path / 'mine.txt'}").error
     assert "a file stands there" in error
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_folder_with_the_usual_names_is_not_taken_for_an_export(
+    ner_run, exported, call, tmp_path
+):
+    """A checkpoint of somebody's has the same files; the list says what we wrote."""
+    mine = shutil.copytree(exported, tmp_path / "mine")
+    start = ["export", f"--workdir={ner_run}", f"--output={mine}", "--overwrite"]
+    (mine / "vocab.txt").write_text("mine")
+    assert "vocab.txt is not of that" in call(*start).error
+    (mine / "vocab.txt").unlink()
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    kept = before.pop("jaxlm_export.json")
+    for wrong in (None, b"[1]", b'{"files": 3}'):
+        (mine / "jaxlm_export.json").unlink(missing_ok=True)
+        if wrong:
+            (mine / "jaxlm_export.json").write_bytes(wrong)
+        assert "is not of that" in call(*start).error
+    for name, content in before.items():
+        assert (mine / name).read_bytes() == content
+    (mine / "jaxlm_export.json").write_bytes(kept)
+    assert call(*start).code == 0
+
+
+def test_an_output_is_apart_from_what_is_read(ner_copy, exported, call, tmp_path):
+    """Whoever replaces a folder must not delete what it is made of."""
+    inner = call("export", f"--workdir={ner_copy}", f"--output={ner_copy / 'out'}")
+    assert "lies in the source" in inner.error
+    error = call("export", f"--model={exported}", f"--output={exported / 'out'}").error
+    assert "lies in the source" in error
+    link = tmp_path / "link"
+    link.symlink_to(exported)
+    error = call("export", f"--model={link}", f"--output={exported}", "--overwrite")
+    assert "is the source itself" in error.error
+    run = Run(ner_copy)
+    object.__setattr__(run.config.model, "pretrained", str(exported))
+    with pytest.raises(UserError, match="is the source itself"):
+        export_run(run, run.choose("best")[0], exported, Layout(overwrite=True))
+
+
+def test_the_card_of_new_weights_says_so(call, tmp_path):
+    call("export", "--model=random:tiny", f"--output={tmp_path / 'new'}")
+    again = f"--output={tmp_path / 'again'}"
+    call("export", f"--model={tmp_path / 'new'}", again)
+    new, same = ((tmp_path / name / "README.md").read_text() for name in
+                 ("new", "again"))  # fmt: skip
+    assert "new random weights" in new and "the same weights" not in new
+    assert "the same weights" in same and "random" not in same
 
 
 def test_a_failure_leaves_what_was_there(ner_run, tmp_path, monkeypatch):
