@@ -76,6 +76,7 @@ def export_run(
             run.parts.tokenizer,
             longest=run.parts.transformer.max_positions,
             padded=config.get("pad_token_id"),
+            pooled=head == "text" and run.parts.transformer.pooling.reads == "last",
             typed=run.parts.transformer.type_vocab_size > 0,
         )
         layout.write(folder, config, tensors, say)
@@ -122,19 +123,36 @@ def run_config(run: Run, hf: dict[str, Any], head: str, name: str) -> dict[str, 
             )
         config["classifier_pooling"] = "mean"
     config["problem_type"] = "single_label_classification"
-    if pooling.reads == "last" and config.get("pad_token_id") is None:
-        config["pad_token_id"] = padding(run.parts.tokenizer, hf)
+    if pooling.reads == "last":
+        config["pad_token_id"] = padding(run.parts.tokenizer, config)
     return config
 
 
 def padding(tokenizer: Tokenizer, hf: dict[str, Any]) -> int:
-    """What transformers tells the last token of a text by: a padding, or an end."""
-    for name in SPECIAL["pad_token"]:
-        if (number := tokenizer.number(name)) is not None:
-            return number
-    end = hf.get("eos_token_id")
-    end = end[0] if isinstance(end, list) and end else end
-    return end if isinstance(end, int) else 0
+    """By what transformers finds the last token of a text: the last that is no padding.
+
+    So a token with which no text ends: the padding where that is no end of texts, else
+    what stands before texts, or another special token. Only where there is none, it is
+    the end: then a text that has it written out at its end is read without it.
+    """
+    ends = hf.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    last = tokenizer.frame.after[-1:]
+    added = json.loads(tokenizer.serialised)["added_tokens"]
+    unfit = (*SPECIAL["unk_token"], *SPECIAL["mask_token"])
+    special = [
+        each["id"] for each in added if each["special"] and each["content"] not in unfit
+    ]
+    named = [tokenizer.number(name) for name in SPECIAL["pad_token"]]
+    known = [hf.get("pad_token_id"), *named, *tokenizer.frame.before, *special]
+    known = [
+        number
+        for number in known
+        if isinstance(number, int) and 0 <= number < hf["vocab_size"]
+    ]
+    fit = [number for number in known if number not in (*ends, *last)]
+    ends = [end for end in ends if isinstance(end, int)]
+    return [*fit, *known, *ends, 0][0]
 
 
 def settle_tokenizer(
@@ -142,12 +160,14 @@ def settle_tokenizer(
     tokenizer: Tokenizer,
     longest: int,
     padded: int | None,
+    pooled: bool,
     typed: bool,
 ) -> None:
     """See to it that AutoTokenizer gives what the run was trained with.
 
     Runs of before kept no tokenizer_config.json: then tokenizer.json alone counts. A
-    ``BertTokenizer`` takes options that it does not find for true.
+    ``BertTokenizer`` takes options that it does not find for true. ``pooled``: by the
+    padding the last token is found, so that it must be that of config.json.
     """
     path = folder / "tokenizer_config.json"
     state = json.loads(tokenizer.serialised)
@@ -167,8 +187,12 @@ def settle_tokenizer(
             there = [name for name in names if tokenizer.number(name) is not None]
             settings[key] = there[0] if there else None
     settings.setdefault("model_max_length", longest)
-    if padded is not None and settings.get("pad_token") is None:
+    if padded is not None and (pooled or settings.get("pad_token") is None):
         settings["pad_token"] = tokenizer.token(padded)
+        beside = folder / "special_tokens_map.json"  # which is believed before
+        if beside.exists():
+            others = {**read_object(beside), "pad_token": settings["pad_token"]}
+            atomic_write_json(beside, others)
     if not typed:  # GPT-2 adds to every token what it is given as types
         settings["model_input_names"] = ["input_ids", "attention_mask"]
     known = {key: value for key, value in settings.items() if value is not None}

@@ -134,6 +134,24 @@ def test_a_text_classifier_of_another_family_opens_too(torch, kind, tmp_path):
     assert model.config.id2label == {0: "bad", 1: "good|better"}
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("given", [3, None])
+def test_a_last_token_that_pads_too_is_not_passed_over(torch, kind, given, tmp_path):
+    """Every text ends in [SEP], which is the padding, as in many a decoder."""
+    positions = "n_positions" if kind == "gpt2" else "max_position_embeddings"
+    sizes = {**RUNS[kind][0], "vocab_size": 2000, positions: 66}
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": given}
+    run = untrained(tmp_path, {"model_type": kind, **sizes, **ends}, "cls")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = run.workdir / "model" / name
+        state = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(state | {"pad_token": "[SEP]"}))
+    out = tmp_path / "out"
+    export_run(run, 1, out, Layout())
+    model, tokenizer = compare(torch, run, 1, out, TEXTS)
+    assert model.config.pad_token_id == tokenizer.pad_token_id != 3
+
+
 def test_new_tokens_go_out_and_the_padding_of_their_table_does_not(torch, tmp_path):
     sizes = {**RUNS["roberta"][0], "vocab_size": 2000, "max_position_embeddings": 66}
     config = {"model_type": "roberta", **sizes, "pad_token_id": 0}
