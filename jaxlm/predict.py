@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -87,7 +88,8 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
     """The lines of a file that hold anything: JSON objects, or texts.
 
     Raises:
-      UserError: no such file, not UTF-8, or an object without text or tokens.
+      UserError: no such file, that of standard output, not UTF-8, or an object
+        without text or tokens.
     """
     name = "standard input" if path == "-" else path
     try:
@@ -95,6 +97,11 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
     except OSError as problem:
         raise UserError(f"--input={path}: {problem.strerror}") from problem
     with file:
+        if is_output(file.fileno()):
+            raise UserError(
+                f"--input={path}: is where the predictions go, too; name another file"
+                " for these"
+            )
         for number, line in bounded(file, name):
             where = f"{name}:{number}"
             try:
@@ -104,6 +111,15 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
             if text.strip():  # of which only the line's end is not the user's text
                 own = parse_input(text.rstrip("\r\n"), where)
                 yield {"id": str(number), **own, "source": where}
+
+
+def is_output(file: int) -> bool:
+    """Whether an open file is the one that standard output is written to."""
+    try:
+        out = os.fstat(sys.stdout.fileno())
+    except (OSError, ValueError):  # no file at all
+        return False
+    return stat.S_ISREG(out.st_mode) and os.path.samestat(out, os.fstat(file))
 
 
 def parse_input(text: str, where: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from jaxlm.models.memory import check_memory
 from jaxlm.models.pretrained import Pretrained
 from jaxlm.models.prompts import Prompt, check_ids, encode
 from jaxlm.models.sampling import Knobs
+from jaxlm.models.stops import as_stops, settle
 from jaxlm.models.watch import Stream, Watch
 
 CHUNK = 8
@@ -104,7 +105,8 @@ class Generator:
         names = names or [f"prompt {first + at}" for at in range(len(prompts))]
         if generation.stop or stream:
             _ = self.tokenizer  # said now where there is none
-        generation = self.settle(generation)
+        special = self.detokenizer.special if self.detokenizer else {}
+        generation = settle(generation, self.model, special)
         named = list(zip(prompts, names, strict=True))
         encoded = [encode(self.model, prompt, name) for prompt, name in named]
         for ids, name in zip(encoded, names, strict=True):
@@ -127,37 +129,6 @@ class Generator:
     def detokenizer(self) -> Detokenizer | None:
         """What gives the text of tokens; None without a tokenizer."""
         return Detokenizer(self.tokenizer) if self.model.has_tokenizer else None
-
-    @cached_property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """The tokens that end a sequence, by generation_config.json or config.json."""
-        found = self.model.setting("eos_token_id")
-        found = found if isinstance(found, list) else [found]
-        return tuple(token for token in found if isinstance(token, int))
-
-    def settle(self, generation: Generation) -> Generation:
-        """With all tokens that end a sequence; ``stop`` is left to look for in texts.
-
-        Texts have no special tokens: a string that is one becomes a stop token.
-
-        Raises:
-          UserError: a stop string has a special token in it, and more.
-        """
-        tokens, strings = generation.stop_tokens, []
-        tokens = list(self.stop_tokens if tokens is None else tokens)
-        special = self.detokenizer.special if self.detokenizer else {}
-        for stop in generation.stop:
-            if stop in special:
-                tokens.append(special[stop])
-                continue
-            if held := [name for name in special if name in stop]:
-                raise UserError(
-                    f"stop={stop!r} is not allowed: {held[0]} is a special token, of"
-                    f" which texts have none; stop at {held[0]!r} alone"
-                )
-            strings.append(stop)
-        unique = tuple(dict.fromkeys(tokens))
-        return replace(generation, stop_tokens=unique, stop=tuple(strings))
 
     def check(self, prompts: list[list[int]], generation: Generation) -> None:
         """Refuse what the vocabulary or the memory cannot hold."""
@@ -341,11 +312,6 @@ class Generator:
         return [
             [one(row, beam) for beam in range(count)] for row in range(len(prompts))
         ]
-
-
-def as_stops(generation: Generation) -> jax.Array:
-    """The tokens that end a sequence, i32[E]."""
-    return jnp.asarray(generation.stop_tokens or (), jnp.int32)
 
 
 def _keys(seed: int, first: int, rows: int, copies: int) -> jax.Array:

@@ -23,7 +23,7 @@ def encode(model: Pretrained, prompt: Prompt, where: str) -> list[int]:
         for.
     """
     if isinstance(prompt, str):
-        return list(model.tokenizer(prompt)["input_ids"])
+        return tokenized(model, prompt, where)
     if isinstance(prompt, Mapping | bytes) or not hasattr(prompt, "__iter__"):
         raise UserError(f"{where}: {shown(prompt)} is not allowed; {ALLOWED}")
     parts: list[Any] = list(prompt)
@@ -40,7 +40,23 @@ def encode(model: Pretrained, prompt: Prompt, where: str) -> list[int]:
             f"{where}: the chat template of {model.checkpoint.directory} cannot write"
             f" this conversation ({reason}); give the prompt as a text"
         ) from problem
-    return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tokenized(model, text, where, add_special_tokens=False)
+
+
+def tokenized(model: Pretrained, text: str, where: str, **options: bool) -> list[int]:
+    """The token ids of a text.
+
+    Raises:
+      UserError: it has half of a pair of UTF-16, as JSON may.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise UserError(
+            f"{where}: character {problem.start + 1}, {text[problem.start]!r}, is half"
+            " of a letter in UTF-16; a text has whole ones"
+        ) from problem
+    return list(model.tokenizer(text, **options)["input_ids"])
 
 
 def as_token(value: Any, where: str) -> int:

@@ -93,6 +93,22 @@ def test_a_conversation_of_another_form_is_one_line(ask, tmp_path):
     assert "role and content" in ask(f"--input={path}").error
 
 
+def test_predictions_do_not_go_into_the_file_they_are_read_from(
+    call,
+    folder,  # noqa: F811
+    tmp_path,
+):
+    """``>>`` would read them again, without end."""
+    path = tmp_path / "prompts"
+    path.write_text("a\n")
+    with path.open("a") as out:
+        start = ["predict", f"--model=random:{folder}", f"--input={path}"]
+        answer = call(*start, stdout=out)
+    assert answer.code == 2
+    assert "is where the predictions go" in answer.err.splitlines()[-1]
+    assert path.read_text() == "a\n"
+
+
 def test_flags_of_generation_are_not_for_a_run(call, tmp_path):
     answer = call("predict", f"--workdir={tmp_path}", "--text=a", "--beams=2")
     assert "--beams" in answer.error

@@ -193,6 +193,14 @@ def test_a_stop_token_ends_a_sequence_and_is_its_last(run):
     assert len(found.logprobs) == len(found.tokens)
 
 
+def test_an_end_outside_of_the_vocabulary_is_never_met(tmp_path):
+    """GPT-2's 50256 stays in the config.json of many a smaller one."""
+    config = json.dumps(CONFIG | {"eos_token_id": 50256})
+    (tmp_path / "config.json").write_text(config)
+    [[found]] = generate(load(f"random:{tmp_path}"), [[1]], max_new_tokens=2)
+    assert found.finish == "length"
+
+
 def test_a_stop_string_ends_a_text_before_it(run):
     whole = run(["abc"], max_new_tokens=30, temperature=1.0)[0].text
     stop = whole[11:13]
@@ -319,6 +327,7 @@ REFUSED = {
     "a message without a role": (([{"content": "b"}],), {}, "needs role and content"),
     "parts of a content": (([{"role": "a", "content": [1]}],), {}, "both strings"),
     "a message alone": (({"role": "a", "content": "b"},), {}, "is not allowed; a text"),
+    "half of a letter": (("a\ud800",), {}, "character 2"),
     "a number": ((7,), {}, "prompt 0: 7 is not allowed"),
     "no new tokens": ((), {"max_new_tokens": 0}, "max_new_tokens=0"),
     "below zero": ((), {"temperature": -1.0}, "temperature=-1.0"),
