@@ -33,9 +33,9 @@ def check_memory(config: TransformerConfig, rows: int, slots: int, dtype: Any) -
 
 def cache_bytes(config: TransformerConfig, rows: int, slots: int, dtype: Any) -> int:
     """Bytes of a cache, and of the logits f32[B, V] that are read from it."""
-    one = jax.tree.leaves(jax.eval_shape(partial(empty_cache, config, 1, 1, dtype)))
-    token = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in one)
-    return rows * (slots * token + 4 * config.vocab_size)
+    one = jax.tree.leaves(jax.eval_shape(partial(empty_cache, config, 1, slots, dtype)))
+    row = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in one)
+    return rows * (row + 4 * config.vocab_size)
 
 
 def memory_bytes() -> int:
