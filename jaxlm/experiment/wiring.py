@@ -26,7 +26,7 @@ from jaxlm.data.dataset import Dataset
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.experiment.config import ExperimentConfig
-from jaxlm.models.architecture import TransformerConfig
+from jaxlm.models.architecture import Dropout, TransformerConfig
 from jaxlm.models.checkpoint import Checkpoint, read_config
 from jaxlm.models.exporting import SETTINGS, copy_files
 from jaxlm.models.functional import Model, functional
@@ -167,7 +167,7 @@ def adapt(
         "splits": splits if config.model.scan else tuple(range(1, layers)),
     }
     if rate is not None:
-        changes |= dict.fromkeys(("dropout", "attention_dropout", "head_dropout"), rate)
+        changes["dropout"] = Dropout.of(rate)
     model = config.model
     resized = resize(transformer, model.vocab_size, model.vocab_multiple)
     return replace(resized, **changes)

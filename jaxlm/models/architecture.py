@@ -103,6 +103,32 @@ class LanguageHead:
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """Rates of dropout, named for what is dropped.
+
+    ``embeddings``: what the layers are given. ``weights``: those of attention.
+    ``attention`` and ``mlp``: what each of them adds. ``inner``: what an mlp has
+    between its maps. ``pooler``: what a pooler reads. ``tokens``, ``text`` and
+    ``answers``: what the classifier of these reads.
+    """
+
+    embeddings: float = 0.1
+    weights: float = 0.1
+    attention: float = 0.1
+    mlp: float = 0.1
+    inner: float = 0.0
+    pooler: float = 0.0
+    tokens: float = 0.1
+    text: float = 0.1
+    answers: float = 0.1
+
+    @classmethod
+    def of(cls, rate: float) -> Dropout:
+        """One rate for embeddings, layers and head."""
+        return cls(*[rate] * 4, tokens=rate, text=rate, answers=rate)
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """The mathematics of one Transformer; families map their ``config.json`` to it."""
 
@@ -174,9 +200,7 @@ class TransformerConfig:
     decoder: TransformerConfig | None = None
     """The second half of an encoder-decoder; its tokens are those of the first."""
 
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    head_dropout: float = 0.1
+    dropout: Dropout = Dropout()
     initializer_range: float = 0.02
     splits: tuple[int, ...] = ()
     """The layers to cut depth at; see ``stacks``."""

@@ -45,6 +45,7 @@ class Mlp(nnx.Module):
             bias=config.mlp_bias,
         )
         self.rules = rules
+        self.dropout = config.dropout.inner
         self.gated = config.gated
         self.activation = config.activation
         if config.gated:
@@ -52,7 +53,7 @@ class Mlp(nnx.Module):
         self.up = make((config.width, config.mlp_width), ("width", "mlp"))
         self.down = make((config.mlp_width, config.width), ("mlp", "width"))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         axes = ("batch", "sequence", "mlp")
         y = self.rules.constrain(self.up(x), axes)
         if self.gated:
@@ -60,7 +61,7 @@ class Mlp(nnx.Module):
             y = ACTIVATIONS[self.activation](gate) * y
         else:
             y = ACTIVATIONS[self.activation](y)
-        return self.down(y)
+        return self.down(dropout(y, self.dropout, key))
 
 
 class SegmentConvolution(nnx.Module):
@@ -76,7 +77,7 @@ class SegmentConvolution(nnx.Module):
             config.convolution.size,
             config.convolution.activation,
         )
-        self.dropout = config.dropout
+        self.dropout = config.dropout.mlp
         shape = (self.size, config.width, config.width)
         draw = jax.nn.initializers.normal(config.initializer_range)
         self.kernel = parameter(
@@ -141,25 +142,26 @@ class Block(nnx.Module):
         collect: Collection[str],
         cache: LayerCache | None = None,
     ) -> tuple[jax.Array, Outputs, LayerCache]:
-        keys = split_key(key, 3)
+        keys, inner = split_key(key, 3), folded(key, 3)
+        rates = self.config.dropout
         before = x
         with jax.named_scope("attention"):  # the names that a profile shows
             y = self.enter("attention_norm", x)
             y, found, kept = self.attention(y, shared, kind, keys[0], collect, cache)
         if self.config.placement == "parallel":
             with jax.named_scope("mlp"):
-                z = self.mlp(self.mlp_norm(x))
+                z = self.mlp(self.mlp_norm(x), inner)
             with jax.named_scope("residual"):
-                rate = self.config.dropout
-                x = x + dropout(y, rate, keys[1]) + dropout(z, rate, keys[2])
+                x = x + dropout(y, rates.attention, keys[1])
+                x = x + dropout(z, rates.mlp, keys[2])
         else:
-            x = self.leave("attention_norm", x, y, keys[1])
+            x = self.leave("attention_norm", x, y, rates.attention, keys[1])
             if self.config.cross_attention:
                 x, memory = self.cross(x, shared, key, cache)
                 kept = {**kept, **memory}
             with jax.named_scope("mlp"):
-                y = self.mlp(self.enter("mlp_norm", x))
-            x = self.leave("mlp_norm", x, y, keys[2])
+                y = self.mlp(self.enter("mlp_norm", x), inner)
+            x = self.leave("mlp_norm", x, y, rates.mlp, keys[2])
         if self.convolves:
             x = self.convolution(before, x, shared.segments, folded(key, 2))
         x = self.rules.constrain(x, ACTIVATION_AXES)
@@ -179,7 +181,8 @@ class Block(nnx.Module):
         with jax.named_scope("cross_attention"):
             y = self.enter("cross_attention_norm", x)
             y, kept = self.cross_attention.across(y, shared, keys[0], cache)
-        return self.leave("cross_attention_norm", x, y, keys[1]), kept
+        rate = self.config.dropout.attention
+        return self.leave("cross_attention_norm", x, y, rate, keys[1]), kept
 
     def enter(self, name: str, x: jax.Array) -> jax.Array:
         """What a part of the block reads: its input, normalised unless norms follow."""
@@ -189,13 +192,13 @@ class Block(nnx.Module):
             return getattr(self, name)(x)
 
     def leave(
-        self, name: str, x: jax.Array, y: jax.Array, key: jax.Array | None
+        self, name: str, x: jax.Array, y: jax.Array, rate: float, key: jax.Array | None
     ) -> jax.Array:
         """The input and what a part made of it, added."""
         with jax.named_scope("residual"):
             if self.config.placement == "sandwich":
                 y = getattr(self, f"{name}_after")(y)
-            x = x + dropout(y, self.config.dropout, key)
+            x = x + dropout(y, rate, key)
             if self.config.placement == "post":
                 x = getattr(self, name)(x)
             return x

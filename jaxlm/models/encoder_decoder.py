@@ -95,6 +95,6 @@ class EncoderDecoder(nnx.Module):
         outputs = layers.run(
             x, batch, keys[1], cache=cache, memory=memory, collect=collect
         )
-        rate = layers.config.dropout
+        rate = layers.config.dropout.embeddings
         outputs["hidden"] = dropout(outputs["hidden"], rate, folded(key, 2))
         return outputs

@@ -34,7 +34,8 @@ class Head(nnx.Module):
     ``reads`` says which output of the backbone is classified: ``hidden [B, S, D]`` (a
     label for every token), ``pooled [B, P, D]`` (a label for every example, by its
     pooler) or ``mean [B, P, D]`` (by the mean of its tokens). The result is ``logits
-    f32[B, S, L]`` or ``f32[B, P, L]``.
+    f32[B, S, L]`` or ``f32[B, P, L]``. ``dropout`` is by default the model's rate for a
+    classifier of tokens or of texts.
     """
 
     def __init__(
@@ -45,10 +46,14 @@ class Head(nnx.Module):
         rngs: nnx.Rngs,
         *,
         bias: bool = True,
+        dropout: float | None = None,
     ):
         config: TransformerConfig = backbone.config  # pyright: ignore
+        rates = config.dropout
         self.reads = reads
-        self.dropout = config.head_dropout
+        self.dropout = rates.tokens if reads == "hidden" else rates.text
+        if dropout is not None:
+            self.dropout = dropout
         self.through_pooler = config.pooler and config.pooling.every_token
         self.backbone = backbone
         self.classifier = Linear(

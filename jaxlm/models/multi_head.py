@@ -159,7 +159,7 @@ class Attention(nnx.Module):
             keys,
             value,
             bias,
-            rate=config.attention_dropout,
+            rate=config.dropout.weights,
             dropout_key=key,
             rules=self.rules,
             **scoring,
@@ -182,7 +182,7 @@ class Attention(nnx.Module):
         config = self.config.disentangled
         assert config is not None
         table, rows = shared.relative
-        table = dropout(table, self.config.dropout, folded(key, 1))[None]
+        table = dropout(table, self.config.dropout.embeddings, folded(key, 1))[None]
         rows = rows[None, None]
         total = jnp.zeros((), jnp.float32)
         dot = partial(jnp.einsum, preferred_element_type=jnp.float32)

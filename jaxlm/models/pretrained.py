@@ -58,7 +58,8 @@ def build(
         return Detector(backbone, rngs)
     labels = 2 if head == "answers" else len(labels_of(checkpoint))
     reads = "pooled" if head == "text" else "hidden"
-    return Head(backbone, reads, labels, rngs, bias="classifier/bias" in rows)
+    bias, rate = "classifier/bias" in rows, getattr(config.dropout, head)
+    return Head(backbone, reads, labels, rngs, bias=bias, dropout=rate)
 
 
 def make_backbone(

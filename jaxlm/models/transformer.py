@@ -22,6 +22,7 @@ from jaxlm.models.layers import (
     LayerNorm,
     Linear,
     dropout,
+    folded,
     make_norm,
     split_key,
 )
@@ -75,7 +76,7 @@ class Embeddings(nnx.Module):
             x = self.projection(x)
         if config.embedding_norm:
             x = self.norm(x)
-        x = dropout(x, config.dropout, key)
+        x = dropout(x, config.dropout.embeddings, key)
         if config.projected and config.projection == "after_norm":
             x = self.projection(x)
         return x
@@ -259,7 +260,10 @@ class Transformer(Layers):
         outputs = self.run(x, batch, layers_key, cache=cache, collect=collect)
         if config.pooler:
             pooled = pool(outputs["hidden"], batch, config.pooling.reads)
-            outputs["pooled"] = self.pooler(pooled) if config.pooling.dense else pooled
+            if config.pooling.dense:
+                rate = config.dropout.pooler
+                pooled = self.pooler(dropout(pooled, rate, folded(key, 2)))
+            outputs["pooled"] = pooled
         return outputs
 
 

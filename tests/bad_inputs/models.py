@@ -51,7 +51,7 @@ MODEL = [
     ("no layers", options(num_hidden_layers=0), "num_hidden_layers=0"),
     ("endless layers", options(num_hidden_layers=10**9), "num_hidden_layers=100"),
     ("an endless vocabulary", options(vocab_size=10**12), "below 2147483648"),
-    ("no size", options(hidden_size=None), "hidden_size is missing"),
+    ("no size", options(hidden_size=None), "hidden_size=null"),
     ("text for a size", options(hidden_size="64"), "hidden_size='64'"),
     ("a fraction for a size", options(hidden_size=64.5), "hidden_size=64.5"),
     ("a negative size", options(intermediate_size=-1), "intermediate_size=-1"),

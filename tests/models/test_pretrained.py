@@ -163,13 +163,13 @@ def test_a_missing_pooler_is_refused_with_what_to_do(save, open_model):
 
 def test_the_dropout_of_the_head_may_be_its_own(save):
     folder = save(their_weights(), hidden_dropout_prob=0.2, classifier_dropout=0.3)
-    config = open_checkpoint(str(folder)).config
-    assert (config.dropout, config.head_dropout) == (0.2, 0.3)
+    rates = open_checkpoint(str(folder)).config.dropout
+    assert (rates.mlp, rates.tokens, rates.text) == (0.2, 0.3, 0.3)
 
 
 def test_the_dropout_of_the_head_is_that_of_the_layers_where_none(save):
     folder = save(their_weights(), hidden_dropout_prob=0.2, classifier_dropout=None)
-    assert open_checkpoint(str(folder)).config.head_dropout == 0.2
+    assert open_checkpoint(str(folder)).config.dropout.text == 0.2
 
 
 def load_backbone(checkpoint, shapes, placed):

@@ -11,6 +11,7 @@ import pytest
 from jaxlm.core.grouping import regroup
 from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.core.trees import flatten
+from jaxlm.models.architecture import Dropout
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Head
 from jaxlm.models.layers import dropout, gelu, hashed_bits
@@ -229,7 +230,7 @@ def test_bf16_is_close_to_fp32_within_its_rounding(forward, tiny_config, params)
 
 
 def test_without_a_key_nothing_is_drawn(forward, tiny_config, params):
-    still = replace(tiny_config, dropout=0.0, attention_dropout=0.0)
+    still = replace(tiny_config, dropout=Dropout.of(0.0))
     without_key = forward(tiny_config, params)
     without_rate = forward(still, params, key=KEY)
     for name, value in without_key.items():

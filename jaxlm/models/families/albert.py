@@ -9,7 +9,7 @@ from typing import Any
 from jaxlm.core.errors import UserError
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.families import bert
-from jaxlm.models.families.base import Family, Weight, linear, norm, read, require
+from jaxlm.models.families.base import Family, Weight, linear, norm, rate, read, require
 
 
 def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
@@ -22,9 +22,9 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         "hidden_act": "gelu_new",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "classifier_dropout": hf.get("classifier_dropout_prob", 0.1),
     }
-    config = bert.to_config({**defaults, **hf})
+    head = rate(hf, "classifier_dropout_prob", 0.1)
+    config = bert.to_config({**defaults, **hf, "classifier_dropout": head})
     groups = read(hf, "num_hidden_groups", int, 1, least=1)
     if config.layers % groups:
         raise UserError(
@@ -37,6 +37,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         repeats=config.layers // groups,
         embedding_width=read(hf, "embedding_size", int, 128, least=1),
         projected=True,
+        dropout=replace(config.dropout, mlp=0.0),
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,17 +177,17 @@ def read(
     below: float = 2**31,
 ) -> Any:
     """A number of config.json, checked; without a default it must be there."""
-    value = hf.get(key, default)
-    if value is None:
+    value: Any = hf.get(key, default)
+    if value is None and key not in hf:
         raise UserError(f"config.json: {key} is missing; the model cannot be built")
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # Compared first: a number of hundreds of digits is no float.
-    fits = fits and least <= value < below
-    if not fits or not math.isfinite(value) or kind(value) != value:
+    kinds = int if kind is int else (int, float)
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if not fits or not least <= value < below:  # as NaN and infinity are not
         what = "a whole number" if kind is int else "a number"
+        shown = "null" if value is None else repr(value)
         raise UserError(
-            f"config.json: {key}={value!r} is not allowed; {what}, at least {least} and"
-            f" below {below}"
+            f"config.json: {key}={shown} is not allowed; {what}, at least"
+            f" {least} and below {below}"
         )
     return kind(value)
 
@@ -196,6 +195,17 @@ def read(
 def optional(hf: Mapping[str, Any], key: str, kind: type, **limits: Any) -> Any:
     """A number of config.json, or None where it is absent or null."""
     return None if hf.get(key) is None else read(hf, key, kind, **limits)
+
+
+def rate(hf: Mapping[str, Any], key: str, default: float) -> float:
+    """A rate of dropout of config.json."""
+    return read(hf, key, float, default, below=1)
+
+
+def first_rate(hf: Mapping[str, Any], keys: Sequence[str], default: float) -> float:
+    """The first rate that is there and not null."""
+    given = [key for key in keys if hf.get(key) is not None]
+    return rate(hf, given[0], default) if given else default
 
 
 def divide(hf: Mapping[str, Any], width: str, heads: str) -> int:

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from jaxlm.models.architecture import LanguageHead, TransformerConfig
+from jaxlm.models.architecture import Dropout, LanguageHead, TransformerConfig
 from jaxlm.models.families.base import (
     MOST_LAYERS,
     Family,
     Weight,
     activation,
     divide,
+    first_rate,
     flag,
     linear,
     norm,
+    rate,
     read,
     require,
 )
@@ -27,9 +29,8 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     require(hf, "is_decoder", {False: None})
     require(hf, "add_cross_attention", {False: None})
     size = partial(read, hf, kind=int, least=1)
-    rate = partial(read, hf, kind=float, below=1)
-    dropout = rate("hidden_dropout_prob", default=0.1)
-    own = hf.get("classifier_dropout") is not None
+    hidden = rate(hf, "hidden_dropout_prob", 0.1)
+    head = first_rate(hf, ["classifier_dropout"], hidden)
     return TransformerConfig(
         vocab_size=size("vocab_size"),
         width=size("hidden_size"),
@@ -46,9 +47,15 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
             bias=True,
             tied=flag(hf, "tie_word_embeddings", True),
         ),
-        dropout=dropout,
-        attention_dropout=rate("attention_probs_dropout_prob", default=0.1),
-        head_dropout=rate("classifier_dropout") if own else dropout,
+        dropout=Dropout(
+            embeddings=hidden,
+            weights=rate(hf, "attention_probs_dropout_prob", 0.1),
+            attention=hidden,
+            mlp=hidden,
+            tokens=head,
+            text=head,
+            answers=0.0,
+        ),
         initializer_range=read(hf, "initializer_range", float, 0.02),
     )
 

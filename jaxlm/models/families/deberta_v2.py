@@ -22,9 +22,11 @@ from jaxlm.models.families.base import (
     Family,
     Weight,
     activation,
+    first_rate,
     flag,
     linear,
     norm,
+    rate,
     read,
     require,
 )
@@ -60,6 +62,12 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         else None,
         pooling=Pooler(activation=activation(hf, "pooler_hidden_act")),
         language=config.language if legacy else replace(config.language, tied=True),
+        dropout=replace(
+            config.dropout,
+            pooler=rate(hf, "pooler_dropout", 0.0),
+            tokens=config.dropout.mlp,
+            text=first_rate(hf, ["cls_dropout"], config.dropout.mlp),
+        ),
         score_scale=(config.head_size * (1 + len(_kinds(hf)))) ** -0.5,
     )
 
@@ -67,7 +75,8 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
 def _kinds(hf: Mapping[str, Any]) -> set[str]:
     """What attends by position: c2p (content to position), p2c (the reverse)."""
     types = hf.get("pos_att_type") or []
-    types = types.lower().split("|") if isinstance(types, str) else types
+    if isinstance(types, str):
+        types = [each.strip() for each in types.lower().split("|")]
     if not isinstance(types, list) or not {"c2p", "p2c"}.issuperset(map(str, types)):
         raise UserError(
             f"config.json: pos_att_type={types!r} is not supported; allowed: c2p, p2c"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from jaxlm.models.architecture import LanguageHead, Pooler, TransformerConfig
+from jaxlm.models.architecture import Dropout, LanguageHead, Pooler, TransformerConfig
 from jaxlm.models.families.base import (
     MOST_LAYERS,
     Family,
@@ -16,6 +16,7 @@ from jaxlm.models.families.base import (
     flag,
     linear,
     norm,
+    rate,
     read,
 )
 
@@ -26,7 +27,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     ``sinusoidal_pos_embds`` says how the table of positions was made; it is stored.
     """
     size = partial(read, hf, kind=int, least=1)
-    rate = partial(read, hf, kind=float, below=1)
+    hidden = rate(hf, "dropout", 0.1)
     return TransformerConfig(
         vocab_size=size("vocab_size"),
         width=size("dim"),
@@ -43,9 +44,15 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
             bias=True,
             tied=flag(hf, "tie_word_embeddings", True),
         ),
-        dropout=rate("dropout", default=0.1),
-        attention_dropout=rate("attention_dropout", default=0.1),
-        head_dropout=rate("seq_classif_dropout", default=0.2),
+        dropout=Dropout(
+            embeddings=hidden,
+            weights=rate(hf, "attention_dropout", 0.1),
+            attention=0.0,
+            mlp=hidden,
+            tokens=hidden,
+            text=rate(hf, "seq_classif_dropout", 0.2),
+            answers=rate(hf, "qa_dropout", 0.1),
+        ),
         initializer_range=read(hf, "initializer_range", float, 0.02),
     )
 

@@ -23,6 +23,8 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         embedding_width=read(hf, "embedding_size", int, 128, least=1),
         # Its heads have this activation, whatever the layers have.
         language=replace(config.language, activation="gelu"),
+        # Of texts it drops before its dense layer and after.
+        dropout=replace(config.dropout, pooler=config.dropout.text),
         pooling=Pooler(activation="gelu"),
     )
 

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from jaxlm.models.architecture import LanguageHead, Pooler, TransformerConfig
+from jaxlm.models.architecture import Dropout, LanguageHead, Pooler, TransformerConfig
 from jaxlm.models.families.base import (
     MOST_LAYERS,
     Family,
     Weight,
     activation,
     divide,
+    first_rate,
     flag,
     linear,
     norm,
     optional,
+    rate,
     read,
     require,
 )
@@ -28,7 +30,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     require(hf, "add_cross_attention", {False: None})
     require(hf, "is_causal", {True: None})
     size = partial(read, hf, kind=int, least=1)
-    rate = partial(read, hf, kind=float, default=0.1, below=1)
+    residual = rate(hf, "resid_pdrop", 0.1)
     width = size("n_embd")
     head_size = divide(hf, "n_embd", "n_head")
     return TransformerConfig(
@@ -48,9 +50,15 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         score_scale=head_size**-0.5 if flag(hf, "scale_attn_weights", True) else 1.0,
         pooling=Pooler(reads="last", dense=False, classifier_bias=False),
         language=LanguageHead(tied=flag(hf, "tie_word_embeddings", True)),
-        dropout=rate("resid_pdrop"),
-        attention_dropout=rate("attn_pdrop"),
-        head_dropout=rate("embd_pdrop"),
+        dropout=Dropout(
+            embeddings=rate(hf, "embd_pdrop", 0.1),
+            weights=rate(hf, "attn_pdrop", 0.1),
+            attention=residual,
+            mlp=residual,
+            tokens=first_rate(hf, ["classifier_dropout", "hidden_dropout"], 0.1),
+            text=0.0,
+            answers=0.0,
+        ),
         initializer_range=read(hf, "initializer_range", float, 0.02),
     )
 

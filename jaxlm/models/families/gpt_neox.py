@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from jaxlm.models.architecture import (
+    Dropout,
     LanguageHead,
     LayerKind,
     Pooler,
@@ -21,6 +22,7 @@ from jaxlm.models.families.base import (
     flag,
     linear,
     norm,
+    rate,
     read,
     require,
 )
@@ -31,7 +33,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     """``GPTNeoXConfig`` of transformers to ours."""
     require(hf, "is_causal", {True: None})
     size = partial(read, hf, kind=int, least=1)
-    rate = partial(read, hf, kind=float, below=1)
+    hidden = rate(hf, "hidden_dropout", 0.0)
     head_size = divide(hf, "hidden_size", "num_attention_heads")
     older = read(hf, "rotary_pct", float, 0.25)
     given = hf.get("rope_parameters") or {}
@@ -61,9 +63,15 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         output_bias=bias,
         pooling=Pooler(reads="last", dense=False, classifier_bias=False),
         language=LanguageHead(tied=flag(hf, "tie_word_embeddings", False)),
-        dropout=rate("hidden_dropout", default=0.0),
-        attention_dropout=rate("attention_dropout", default=0.0),
-        head_dropout=rate("classifier_dropout", default=0.1),
+        dropout=Dropout(
+            embeddings=hidden,
+            weights=rate(hf, "attention_dropout", 0.0),
+            attention=hidden,
+            mlp=hidden,
+            tokens=rate(hf, "classifier_dropout", 0.1),
+            text=0.0,
+            answers=0.0,
+        ),
         initializer_range=read(hf, "initializer_range", float, 0.02),
     )
 

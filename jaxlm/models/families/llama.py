@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from jaxlm.core.errors import UserError
 from jaxlm.models.architecture import (
+    Dropout,
     LanguageHead,
     LayerKind,
     Pooler,
@@ -19,6 +21,7 @@ from jaxlm.models.families.base import (
     Weight,
     activation,
     divide,
+    first_rate,
     flag,
     linear,
     norm,
@@ -70,9 +73,11 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         mlp_bias=flag(hf, "mlp_bias", False),
         pooling=Pooler(reads="last", dense=False, classifier_bias=False),
         language=LanguageHead(tied=flag(hf, "tie_word_embeddings", False)),
-        dropout=0.0,
-        attention_dropout=read(hf, "attention_dropout", float, 0.0, below=1),
-        head_dropout=0.0,
+        dropout=replace(
+            Dropout.of(0.0),
+            weights=first_rate(hf, ["attention_dropout"], 0.0),
+            tokens=first_rate(hf, ["classifier_dropout", "hidden_dropout"], 0.1),
+        ),
         initializer_range=read(hf, "initializer_range", float, 0.02),
     )
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from jaxlm.models.architecture import (
+    Dropout,
     LanguageHead,
     LayerKind,
     Pooler,
@@ -26,6 +27,7 @@ from jaxlm.models.families.base import (
     layer_types,
     linear,
     norm,
+    rate,
     read,
     require,
 )
@@ -40,7 +42,8 @@ THETAS = {
 def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     """``ModernBertConfig`` of transformers to ours."""
     size = partial(read, hf, kind=int, least=1)
-    rate = partial(read, hf, kind=float, default=0.0, below=1)
+    attention = rate(hf, "attention_dropout", 0.0)
+    classifier = rate(hf, "classifier_dropout", 0.0)
     head_size = divide(hf, "hidden_size", "num_attention_heads")
     layers = size("num_hidden_layers", below=MOST_LAYERS + 1)
     every = size("global_attn_every_n_layers", default=3)
@@ -90,9 +93,16 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
             bias=flag(hf, "decoder_bias", True),
             tied=flag(hf, "tie_word_embeddings", True),
         ),
-        dropout=rate("mlp_dropout"),
-        attention_dropout=rate("attention_dropout"),
-        head_dropout=rate("classifier_dropout"),
+        dropout=Dropout(
+            embeddings=rate(hf, "embedding_dropout", 0.0),
+            weights=attention,
+            attention=attention,
+            mlp=0.0,
+            inner=rate(hf, "mlp_dropout", 0.0),
+            tokens=classifier,
+            text=classifier,
+            answers=classifier,
+        ),
         initializer_range=read(hf, "initializer_range", float, 0.02),
     )
 

@@ -32,6 +32,8 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
         position_offset=offset,
         # Its head has this activation, whatever the layers have, and their epsilon.
         language=replace(config.language, activation="gelu"),
+        # Of texts it drops before its dense layer and after.
+        dropout=replace(config.dropout, pooler=config.dropout.text),
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from jaxlm.core.errors import UserError
-from jaxlm.models.architecture import Buckets, LanguageHead, TransformerConfig
+from jaxlm.models.architecture import Buckets, Dropout, LanguageHead, TransformerConfig
 from jaxlm.models.families.base import (
     ACTIVATIONS,
     MOST_LAYERS,
@@ -18,6 +18,7 @@ from jaxlm.models.families.base import (
     linear,
     norm,
     optional,
+    rate,
     read,
     require,
 )
@@ -41,7 +42,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
     tied = flag(hf, "tie_word_embeddings", True)
     scaled = flag(hf, "scale_decoder_outputs", tied)
     width = size("d_model")
-    rate = read(hf, "dropout_rate", float, 0.1, below=1)
+    dropped = rate(hf, "dropout_rate", 0.1)
     encoder = TransformerConfig(
         vocab_size=size("vocab_size"),
         width=width,
@@ -69,9 +70,7 @@ def to_config(hf: Mapping[str, Any]) -> TransformerConfig:
             ),
         ),
         language=LanguageHead(tied=tied, scale=width**-0.5 if scaled else 1.0),
-        dropout=rate,
-        attention_dropout=rate,
-        head_dropout=read(hf, "classifier_dropout", float, 0.0, below=1),
+        dropout=replace(Dropout.of(dropped), inner=dropped),
     )
     decoder = replace(
         encoder,
