@@ -103,7 +103,8 @@ def _locate_hub(source: str) -> Path:
     match = _HUB.fullmatch(source.removeprefix("hf:"))
     if match is None:
         raise UserError(
-            f"source {source!r} must read hf:org/name or hf:org/name@revision"
+            f"source {source!r} must read hf:org/name or hf:org/name@revision (fetch a"
+            " GGUF file into a folder, and give the folder)"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -38,6 +39,7 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 ROWS = 4096
 """Dequantized at a time."""
 
@@ -124,6 +126,11 @@ def find_gguf(folder: Path) -> Path | None:
     files = sorted(folder.glob("*.gguf"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:4])
+        if PART.search(files[0].name):
+            raise UserError(
+                f"{folder}: a GGUF file in {len(files)} parts ({names}); put them"
+                " together with llama.cpp: llama-gguf-split --merge FIRST_PART WHOLE"
+            )
         raise UserError(
             f"{folder}: {len(files)} *.gguf files ({names}); put the one to be read,"
             " of one part, into a folder of its own"

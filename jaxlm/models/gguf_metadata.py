@@ -27,6 +27,11 @@ def to_config_json(
       UserError: another architecture, or an option that we lack.
     """
     named = {each.name: each for each in tensors}
+    if facts.get("split.count", 0) > 1:
+        raise UserError(
+            f"{path}: is one of {facts['split.count']} parts of a model; put them"
+            " together with llama.cpp: llama-gguf-split --merge FIRST_PART WHOLE"
+        )
     kind = facts.get("general.architecture")
     if kind != "llama":
         raise UserError(
@@ -77,7 +82,7 @@ def to_config_json(
         "tie_word_embeddings": "output.weight" not in named,
         "hidden_act": "silu",
         **ids("bos_token_id", "bos"),
-        **ids("eos_token_id", "eos"),
+        **_ends(facts),
         **ids("pad_token_id", "padding"),
     }
 
@@ -85,6 +90,13 @@ def to_config_json(
 def _ids(facts: Mapping[str, Any], name: str, theirs: str) -> dict[str, Any]:
     value = facts.get(f"tokenizer.ggml.{theirs}_token_id")
     return {} if value is None else {name: value}
+
+
+def _ends(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What ends a text, and what a turn of a conversation, where that is another."""
+    found = [_ids(facts, "id", name).get("id") for name in ("eos", "eot")]
+    ends = list(dict.fromkeys(each for each in found if each is not None))
+    return {"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {}
 
 
 def _rope(

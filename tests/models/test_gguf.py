@@ -281,6 +281,22 @@ def test_two_files_and_broken_ones_are_refused(make):
     refusal(folder, "2 *.gguf files (model.gguf, other.gguf)")
 
 
+def test_the_end_of_a_turn_ends_a_text_too(make):
+    gguf_folder = make(more=[lambda writer: writer.add_eot_token_id(7)])[0]
+    hf = open_checkpoint(str(gguf_folder)).hf
+    assert hf["eos_token_id"] == [2, 7]
+
+
+def test_one_part_of_several_is_refused(make, tmp_path):
+    folder = make(more=[lambda writer: writer.add_uint16("split.count", 3)])[0]
+    with pytest.raises(UserError, match="one of 3 parts of a model; put them together"):
+        open_checkpoint(str(folder))
+    for number in (1, 2):
+        (tmp_path / f"model-0000{number}-of-00002.gguf").touch()
+    with pytest.raises(UserError, match="in 2 parts .* llama-gguf-split --merge"):
+        open_checkpoint(str(tmp_path))
+
+
 def test_without_the_library_the_message_says_what_to_install(make, monkeypatch):
     folder, _ = make()
     monkeypatch.setattr("jaxlm.models.gguf.find_spec", lambda name: None)
