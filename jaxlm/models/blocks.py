@@ -71,8 +71,9 @@ class SegmentConvolution(nnx.Module):
     normalised (``ConvLayer`` of DeBERTa-v2). Padding and other segments count as zero.
     """
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, rules: Rules, rngs: nnx.Rngs):
         assert config.convolution is not None
+        self.rules, self.axes = rules, (None, "width", "width_out")
         self.size, self.activation = (
             config.convolution.size,
             config.convolution.activation,
@@ -80,9 +81,7 @@ class SegmentConvolution(nnx.Module):
         self.dropout = config.dropout.mlp
         shape = (self.size, config.width, config.width)
         draw = jax.nn.initializers.normal(config.initializer_range)
-        self.kernel = parameter(
-            draw(rngs.params(), shape, jnp.float32), (None, "width", "width_out")
-        )
+        self.kernel = parameter(draw(rngs.params(), shape, jnp.float32), self.axes)
         self.bias = parameter(jnp.zeros(config.width, jnp.float32), ("width",))
         self.norm = LayerNorm(config.width, config.norm_epsilon)
 
@@ -92,11 +91,12 @@ class SegmentConvolution(nnx.Module):
         length, pad = x.shape[1], self.size // 2
         wide = jnp.pad(x, ((0, 0), (pad, pad), (0, 0)))
         there = jnp.pad(segments, ((0, 0), (pad, pad)))
+        kernel = self.rules.gather(self.kernel[...], self.axes).astype(x.dtype)
         total = along_last(self.bias[...].astype(x.dtype), x)
         for tap in range(self.size):
             same = there[:, tap : tap + length] == segments
             part = jnp.where(same[..., None], wide[:, tap : tap + length], 0)
-            total = total + part @ self.kernel[tap].astype(x.dtype)
+            total = total + part @ kernel[tap]
         total = dropout(total, self.dropout, key)
         return self.norm(y + ACTIVATIONS[self.activation](total))
 
@@ -131,7 +131,7 @@ class Block(nnx.Module):
             self.attention_norm_after, self.mlp_norm_after = norm(), norm()
         self.convolves = first and config.convolution is not None
         if self.convolves:
-            self.convolution = SegmentConvolution(config, rngs)
+            self.convolution = SegmentConvolution(config, rules, rngs)
 
     def __call__(
         self,

@@ -44,7 +44,7 @@ class EncoderDecoder(nnx.Module):
     ):
         assert config.decoder is not None
         self.config, self.rules, self.dtype = config, rules, dtype
-        self.embeddings = Embeddings(config, rngs)
+        self.embeddings = Embeddings(config, rngs, rules)
         self.encoder = Layers(config, rngs, rules=rules, remat=remat)
         self.decoder = Layers(config.decoder, rngs, rules=rules, remat=remat)
 

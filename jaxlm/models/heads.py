@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.core.types import Batch, Outputs
 from jaxlm.models.architecture import LanguageHead, TransformerConfig
 from jaxlm.models.layers import (
@@ -97,7 +98,8 @@ class LanguageModel(nnx.Module):
         config: TransformerConfig = backbone.config  # pyright: ignore
         assert config.language is not None
         self.backbone = backbone
-        self.language = VocabularyHead(config, config.language, rngs)
+        rules: Rules = backbone.rules  # pyright: ignore
+        self.language = VocabularyHead(config, config.language, rngs, rules)
 
     def __call__(
         self,
@@ -120,7 +122,14 @@ class VocabularyHead(nnx.Module):
     pad these have the least logits there are: no probability, and no gradient.
     """
 
-    def __init__(self, config: TransformerConfig, head: LanguageHead, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        head: LanguageHead,
+        rngs: nnx.Rngs,
+        rules: Rules = NO_RULES,
+    ):
+        self.rules = rules
         self.head, self.vocab_size = head, config.vocab_size
         draw = jax.nn.initializers.normal(config.initializer_range)
         width = config.width
@@ -131,6 +140,7 @@ class VocabularyHead(nnx.Module):
                 ("width", "width_out"),
                 initializer=draw,
                 rngs=rngs,
+                rules=rules,
                 bias=head.transform_bias,
             )
             self.norm = make_norm(config, width)
@@ -148,6 +158,7 @@ class VocabularyHead(nnx.Module):
         if head.activation:
             x = self.norm(ACTIVATIONS[head.activation](self.transform(x)))
         kernel = table if head.tied else self.kernel[...]
+        kernel = self.rules.gather(kernel, ("vocab", "width"))
         if head.scale != 1.0:
             x = x * jnp.asarray(head.scale, x.dtype)
         logits = matmul(x, Transposed(kernel), jnp.float32)
@@ -187,9 +198,14 @@ class Detector(nnx.Module):
             ("width", "width_out"),
             initializer=draw,
             rngs=rngs,
+            rules=backbone.rules,  # pyright: ignore
         )
         self.classifier = Linear(
-            (config.width, 1), ("width", "labels"), initializer=draw, rngs=rngs
+            (config.width, 1),
+            ("width", "labels"),
+            initializer=draw,
+            rngs=rngs,
+            rules=backbone.rules,  # pyright: ignore
         )
 
     def __call__(

@@ -37,7 +37,7 @@ COLLECTED = ("hidden_states", "attention")
 class Embeddings(nnx.Module):
     """Token, position and type vectors, summed, and normalised in most encoders."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, rules: Rules):
         width, std = config.embedding_width, config.initializer_range
         draw = jax.nn.initializers.normal(std)
         make = partial(Embedding, initializer=draw, rngs=rngs)
@@ -53,6 +53,7 @@ class Embeddings(nnx.Module):
                 ("embedding", "width"),
                 initializer=draw,
                 rngs=rngs,
+                rules=rules,
                 bias=config.projection_bias,
             )
         if config.embedding_norm:
@@ -238,7 +239,7 @@ class Transformer(Layers):
         dtype: jnp.dtype = jnp.float32,
     ):
         self.dtype = dtype
-        self.embeddings = Embeddings(config, rngs)
+        self.embeddings = Embeddings(config, rngs, rules)
         super().__init__(config, rngs, rules=rules, remat=remat)
         if config.pooler and config.pooling.dense:
             self.pooler = Pooler(config, rngs, rules)
