@@ -89,7 +89,10 @@ def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
     stored = stored_head(parts, checkpoint)
     taken = stored if stored and stored.fits else None
     kind = taken and taken.kind
-    held = flat(load_weights(fitted, parts.model.shapes, parts.shardings, kind))
+    loaded = load_weights(
+        fitted, parts.model.shapes, parts.shardings, kind, seed=parts.config.seed
+    )
+    held = flat(loaded)
     placed = flat(parts.shardings)
     if taken:
         for name in set(CLASSIFIER) & held.keys():

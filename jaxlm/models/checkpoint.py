@@ -11,7 +11,7 @@ from jaxlm.core.files import read_json
 from jaxlm.core.safetensors import Tensors
 from jaxlm.core.sources import locate
 from jaxlm.models.architecture import TransformerConfig
-from jaxlm.models.families import FAMILIES, HEADS, Family
+from jaxlm.models.families import FAMILIES, HEADS, MOST_LABELS, Family, read
 from jaxlm.models.folders import find_weights
 from jaxlm.models.ties import settle_tie
 
@@ -55,7 +55,7 @@ def open_checkpoint(source: str) -> Checkpoint:
     if random:
         return Checkpoint(directory, family, config, hf, None)
     weights = open_files()
-    config = settle_tie(family, config, weights)
+    config = settle_tie(directory, family, config, weights)
     return Checkpoint(directory, family, config, hf, weights)
 
 
@@ -63,13 +63,22 @@ def read_config(directory: Path) -> tuple[Family, TransformerConfig, dict[str, A
     """The family, our config and the raw dict of a directory's config.json."""
     path = directory / "config.json"
     if not path.exists():
-        raise UserError(f"{directory}: no config.json; a model's directory has one")
+        raise UserError(
+            f"{directory}: no config.json; a model's directory has one"
+            " (of a hub's GGUF repository, fetch one *.gguf into a folder, and give it)"
+        )
     hf = read_json(path)
     kind = hf.get("model_type") if isinstance(hf, dict) else None
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
             f"{path}: model_type {kind!r} is not supported; allowed:"
             f" {', '.join(sorted(FAMILIES))}"
+        )
+    if hf.get("quantization_config") is not None:
+        raise UserError(
+            f"{path}: quantization_config is not supported: weights quantized by GPTQ,"
+            " AWQ, bitsandbytes and their like are not read; take the model that they"
+            " were made of, or a GGUF file of it"
         )
     family = FAMILIES[kind]
     try:
@@ -107,7 +116,7 @@ def stored_labels(hf: dict[str, Any]) -> list[str]:
     """
     names = hf.get("id2label")
     if names is None:
-        count = hf.get("num_labels", 2)
+        count = read(hf, "num_labels", int, 2, least=1, below=MOST_LABELS + 1)
         return [f"LABEL_{number}" for number in range(count)]
     try:
         numbered = {int(number): str(label) for number, label in names.items()}

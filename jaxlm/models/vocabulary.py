@@ -46,12 +46,14 @@ def read_grown(
     shape: tuple[int, ...],
     old: int,
     config: TransformerConfig,
+    seed: int,
     read: Callable[[tuple[slice, ...]], np.ndarray],
 ) -> np.ndarray:
     """A part of a leaf of ``shape`` whose checkpoint has its first ``old`` rows.
 
-    These are read. New tokens are drawn with ``initializer_range``, each row from its
-    name and number alone, hence the same on any mesh; a bias is 0, and so is padding.
+    These are read. New tokens are drawn with ``initializer_range``, each row from
+    the seed, its name and its number, hence the same on any mesh; a bias is 0, and so
+    is padding.
     """
     rows, *rest = index
     start, stop, _ = rows.indices(shape[0])
@@ -64,7 +66,7 @@ def read_grown(
         return found
     salt = zlib.crc32(name.encode())
     for row in range(max(start, old), min(stop, config.vocab_size)):
-        random = np.random.default_rng([salt, row])
+        random = np.random.default_rng([seed, salt, row])
         drawn = random.standard_normal(shape[1], np.float32)
         found[row - start] = drawn[rest[0]] * np.float32(config.initializer_range)
     return found

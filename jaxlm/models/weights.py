@@ -19,18 +19,24 @@ from jaxlm.core.trees import flatten, unflatten
 from jaxlm.core.types import Params
 from jaxlm.models.checkpoint import Checkpoint
 from jaxlm.models.families import Weight
+from jaxlm.models.ties import stored_rows
 from jaxlm.models.vocabulary import LEAVES, read_grown
 
 
 def load_weights(
-    checkpoint: Checkpoint, shapes: Params, shardings: Params, head: str | None = None
+    checkpoint: Checkpoint,
+    shapes: Params,
+    shardings: Params,
+    head: str | None = None,
+    *,
+    seed: int = 0,
 ) -> Params:
     """Read a model's parameters, each device its own part by byte range.
 
     ``shapes`` and ``shardings`` are the model's trees (see ``Model``), its backbone
     under ``backbone``. ``head`` is the kind of head that the checkpoint is to give
     besides (see ``Family.heads``). Leaves come as f32; those that no table names, a new
-    task's head, are left out.
+    task's head, are left out. New tokens are drawn by ``seed``.
 
     Raises:
       UserError: all missing, unexpected and misshapen names, in one message; or a
@@ -53,6 +59,7 @@ def load_weights(
                 shape=source.shape,
                 old=source.tokens,
                 config=checkpoint.config,
+                seed=seed,
                 read=read,
             )
         loaded[ours] = _place(source.shape, flat_shardings[ours], read)
@@ -160,7 +167,10 @@ def _wanted(
     config = checkpoint.config
     language = (config.decoder or config).language
     tokens = checkpoint.family.to_config(checkpoint.hf).vocab_size
-    table = checkpoint.family.table(head, tied=language is None or language.tied)
+    tied = language is None or language.tied
+    table = checkpoint.family.table(head, tied=tied)
+    if checkpoint.weights is not None:
+        table = stored_rows(checkpoint.family, table, tied, checkpoint.weights)
     wanted = {}
     for ours, leaf in shapes.items():
         name, part = ungrouped(ours)
@@ -279,7 +289,7 @@ def _check_names(
     }
     found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
     if any(name.startswith("pooler.") for name in missing):
-        found.append("config.task.pooling=mean needs no pooler")
+        found.append("a run with config.task.pooling=mean needs no pooler")
     if found:
         raise UserError(
             f"{checkpoint.directory}: the weights do not fit config.json; "

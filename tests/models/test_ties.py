@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxlm.core.errors import UserError
 from jaxlm.core.safetensors import SINGLE, open_weights, write
 from jaxlm.models.checkpoint import open_checkpoint
 from jaxlm.models.pretrained import load, logits
@@ -121,3 +122,77 @@ def test_a_flan_t5_of_the_hub_has_a_kernel_of_its_own(torch, make):
     wanted = theirs(torch, name, folder, decoder_input_ids=TARGETS)
     found = logits(str(folder), TOKENS, targets=TARGETS)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+BERT = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 37,
+    "max_position_embeddings": 41,
+}
+PREDICTIONS = "cls.predictions"
+
+
+def changed(folder, change):
+    """The file of a folder, ``change`` made to the dict of its tensors."""
+    files = open_weights(folder)
+    tensors = {name: files.read(name) for name in files.names}
+    write(folder / SINGLE, change(tensors))
+
+
+@pytest.mark.parametrize("own", ["kernel", "bias", "kernel and bias"])
+def test_a_bert_has_what_differs_of_its_own_kernel_and_bias(torch, make, own):
+    folder = make("BertForMaskedLM", BERT)
+    random = np.random.default_rng(2)
+    kernel = random.normal(size=(61, 24), scale=0.1).astype(np.float32)
+    biases = random.normal(size=(2, 61)).astype(np.float32)
+    more = {f"{PREDICTIONS}.bias": biases[0]}
+    if "kernel" in own:
+        more[f"{PREDICTIONS}.decoder.weight"] = kernel
+    if "bias" in own:
+        more[f"{PREDICTIONS}.decoder.bias"] = biases[1]
+    changed(folder, lambda tensors: tensors | more)
+    assert tied(folder) == ("kernel" not in own)
+    wanted = theirs(torch, "BertForMaskedLM", folder)
+    np.testing.assert_allclose(logits(str(folder), TOKENS), wanted, **NEAR)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "table", "kernel"),
+    [
+        ("LlamaForCausalLM", DECODER, "model.embed_tokens.weight", "lm_head.weight"),
+        (
+            "BertForMaskedLM",
+            BERT,
+            "bert.embeddings.word_embeddings.weight",
+            f"{PREDICTIONS}.decoder.weight",
+        ),
+    ],
+)
+def test_a_tied_table_may_be_there_as_the_kernel_alone(
+    torch, make, name, config, table, kernel
+):
+    folder = make(name, config)
+    changed(folder, lambda tensors: {kernel: tensors.pop(table), **tensors})
+    wanted = theirs(torch, name, folder)
+    np.testing.assert_allclose(logits(str(folder), TOKENS), wanted, **NEAR)
+
+
+@pytest.mark.parametrize("name", ["encoder.embed_tokens.weight", "lm_head.weight"])
+def test_a_t5_may_have_its_table_under_another_name(torch, make, name):
+    kind = "T5ForConditionalGeneration"
+    folder = make(kind, T5)
+    changed(folder, lambda tensors: {name: tensors.pop("shared.weight"), **tensors})
+    wanted = theirs(torch, kind, folder, decoder_input_ids=TARGETS)
+    found = logits(str(folder), TOKENS, targets=TARGETS)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_t5_whose_encoder_has_a_table_of_its_own_is_refused(make):
+    folder = make("T5ForConditionalGeneration", T5)
+    other = np.ones((61, 24), np.float32)
+    add(folder, lambda files: {"encoder.embed_tokens.weight": other})
+    with pytest.raises(UserError, match="encoder.embed_tokens.weight differs from sha"):
+        open_checkpoint(str(folder))

@@ -11,8 +11,9 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.core.safetensors import SINGLE, open_weights, write
 from jaxlm.core.trees import flatten
+from jaxlm.models.checkpoint import open_checkpoint
 from jaxlm.models.pretrained import load, make_batch
-from jaxlm.models.vocabulary import LEAVES
+from jaxlm.models.vocabulary import LEAVES, read_grown, resize
 from jaxlm.models.weights import their_tensors
 from tests.models.test_gguf import SIZES, weights
 
@@ -67,6 +68,18 @@ def test_old_rows_stay_new_ones_are_drawn_and_padding_is_zero(llama):
 def test_a_new_row_is_the_same_however_many_there_are(llama):
     few, many = (leaves(load(str(llama), vocab_size=size)) for size in (63, 80))
     assert np.array_equal(few[TABLE], many[TABLE][:63])
+
+
+def test_another_seed_draws_other_rows(llama):
+    config = resize(open_checkpoint(str(llama)).config, 67)
+    zero, one = (
+        read_grown(
+            TABLE, np.s_[60:67, :], (67, 64), 61, config, seed, lambda _: np.ones(64)
+        )
+        for seed in (0, 1)
+    )
+    assert np.array_equal(zero[0], one[0])
+    assert not np.isin(zero[1:], one[1:]).any()
 
 
 @pytest.mark.parametrize("sizes", [{"tensor": 8}, {"tensor": 4, "fsdp": 2}])

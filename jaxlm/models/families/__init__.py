@@ -1,7 +1,7 @@
 """Every architecture that loads, by the ``model_type`` of its config.json."""
 
 from jaxlm.models.families.albert import ALBERT
-from jaxlm.models.families.base import HEADS, Family, Weight
+from jaxlm.models.families.base import HEADS, MOST_LABELS, Family, Weight, read
 from jaxlm.models.families.bert import BERT
 from jaxlm.models.families.deberta_v2 import DEBERTA_V2
 from jaxlm.models.families.distilbert import DISTILBERT
@@ -35,4 +35,4 @@ FAMILIES = {
 }
 
 __all__ = ["DECODERS", "ENCODERS", "ENCODER_DECODERS", "FAMILIES"]
-__all__ += ["HEADS", "Family", "Weight"]
+__all__ += ["HEADS", "MOST_LABELS", "Family", "Weight", "read"]

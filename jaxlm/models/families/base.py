@@ -11,8 +11,9 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.trees import BACKBONE
 from jaxlm.models.architecture import TransformerConfig
 
-MOST_LAYERS = 1000
-"""The names of every layer's weights are listed: a wrong number must not be endless."""
+MOST_LAYERS, MOST_LABELS = 1000, 1_000_000
+"""Names of labels and of every layer's weights are listed: a wrong
+number must not be endless."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Family:
     """Patterns of their names that we have no use for: buffers, other heads."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Older spellings: (pattern, replacement), tried on every name of a checkpoint."""
+    copies: tuple[str, ...] = ()
+    """Names of the table of tokens besides that of its row."""
     spell: Callable[[Mapping[str, Any], str], str] = lambda hf, name: name
     """How transformers calls a canonical name where config.json is this one."""
     stem: str = ""
@@ -103,7 +106,7 @@ class Family:
     def ignores(self, name: str) -> bool:
         """Whether a canonical name is known and not needed: of a head, or a buffer."""
         known = {row.theirs for rows in self.heads.values() for row in rows}
-        known |= {row.theirs for row in self.untied}
+        known |= {row.theirs for row in self.untied} | set(self.copies)
         if name in known:
             return True
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
@@ -177,9 +180,9 @@ def read(
     below: float = 2**31,
 ) -> Any:
     """A number of config.json, checked; without a default it must be there."""
-    value: Any = hf.get(key, default)
-    if value is None and key not in hf:
+    if default is None and key not in hf:
         raise UserError(f"config.json: {key} is missing; the model cannot be built")
+    value = hf.get(key, default)
     kinds = int if kind is int else (int, float)
     fits = isinstance(value, kinds) and not isinstance(value, bool)
     if not fits or not least <= value < below:  # as NaN and infinity are not

@@ -143,8 +143,8 @@ T5 = Family(
     ),
     heads={"language": ()},
     untied=(Weight("language/kernel", "lm_head.weight"),),
+    copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
     ignored=(
-        r"(en|de)coder\.embed_tokens\.weight",
         # Of the first releases, never used.
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     ),
