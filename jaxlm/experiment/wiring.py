@@ -30,6 +30,7 @@ from jaxlm.models.architecture import Dropout, TransformerConfig
 from jaxlm.models.checkpoint import Checkpoint, read_config
 from jaxlm.models.exporting import SETTINGS, copy_files
 from jaxlm.models.functional import Model, functional
+from jaxlm.models.pretrained import check_heads
 from jaxlm.models.transformer import Transformer
 from jaxlm.models.vocabulary import resize
 from jaxlm.tasks.registry import TASKS
@@ -191,19 +192,6 @@ def check_fit(
             f" embedding {transformer.vocab_size} rows; take the model's own tokenizer,"
             f" or config.model.vocab_size={tokenizer.vocab_size} for new rows"
         )
-
-
-def check_heads(
-    transformer: TransformerConfig, mesh: jax.sharding.Mesh, rules: Rules
-) -> None:
-    """Refuse uneven heads: the width, which a kernel has, may divide where they do not.
-
-    Raises:
-      UserError: the heads, or the inside of each, do not divide by their devices.
-    """
-    for heads in (transformer.heads, transformer.kv_heads):
-        shape = (heads, transformer.head_size)
-        rules.sharding(mesh, ("heads", "head_size"), shape, "the model")
 
 
 def head_rngs(rngs: nnx.Rngs) -> nnx.Rngs:

@@ -167,7 +167,7 @@ class Generator:
             ids = prompts[row // copies] if row < wanted else [0]
             tokens[row, length - len(ids) :] = ids
             mask[row, length - len(ids) :] = True
-        first = self.model.setting("decoder_start_token_id") or 0
+        first = self.model.start_token if self.config.decoder else 0
         idle = np.arange(rows) >= wanted
         return Start(jnp.asarray(tokens), jnp.asarray(mask), jnp.int32(first)), idle
 

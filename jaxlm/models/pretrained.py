@@ -70,6 +70,19 @@ def make_backbone(
     return kind(config, rngs, **options)
 
 
+def check_heads(
+    config: TransformerConfig, mesh: jax.sharding.Mesh, rules: Rules
+) -> None:
+    """Refuse uneven heads: the width, which a kernel has, may divide where they do not.
+
+    Raises:
+      UserError: the heads, or the inside of each, do not divide by their devices.
+    """
+    for heads in (config.heads, config.kv_heads):
+        shape = (heads, config.head_size)
+        rules.sharding(mesh, ("heads", "head_size"), shape, "the model")
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A checkpoint as a library sees it.
@@ -93,6 +106,44 @@ class Pretrained:
         own = read_json(path) if path.exists() else {}
         found = own.get(name) if isinstance(own, dict) else None
         return self.checkpoint.hf.get(name) if found is None else found
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        """The tokens of a setting, one or a list; none where it is absent or null.
+
+        Raises:
+          UserError: it has another value.
+        """
+        found = self.setting(name)
+        ids = found if isinstance(found, list) else [found] * (found is not None)
+        if not all(type(token) is int and token < 2**31 for token in ids):
+            raise UserError(
+                f"{self.checkpoint.directory}: {name}={found!r} is not allowed; the"
+                " number of a token, or a list of some"
+            )
+        return tuple(ids)
+
+    @property
+    def start_token(self) -> int:
+        """What a decoder begins with: by default, as in transformers, the bos token.
+
+        Raises:
+          UserError: there is none, or it is no token of the vocabulary.
+        """
+        names = ("decoder_start_token_id", "bos_token_id")
+        where, size = self.checkpoint.directory, self.config.vocab_size
+        name = next((n for n in names if self.setting(n) is not None), None)
+        if name is None:
+            raise UserError(
+                f"{where}: neither {' nor '.join(names)} says what the decoder begins"
+                " with; write it into generation_config.json"
+            )
+        found = self.setting(name)
+        if type(found) is not int or not 0 <= found < size:
+            raise UserError(
+                f"{where}: {name}={found!r} is not allowed; one token of 0 to"
+                f" {size - 1}"
+            )
+        return found
 
     @property
     def has_tokenizer(self) -> bool:
@@ -145,7 +196,8 @@ def load(
     ``vocab_size`` and ``vocab_multiple`` are the config's: see ``models.vocabulary``.
 
     Raises:
-      UserError: no such source, another architecture, or weights that do not fit.
+      UserError: no such source, another architecture, weights that do not fit, or heads
+        that the mesh does not divide.
     """
     checkpoint = open_checkpoint(source)
     head = own_head(checkpoint)
@@ -158,6 +210,7 @@ def load(
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         placed = jax.tree.map(lambda _: device, model.shapes)
     else:
+        check_heads(config, mesh, rules)
         placed = rules.shardings(mesh, model.axes, model.shapes)
     if checkpoint.weights is None:
         params = jax.jit(model.init, out_shardings=placed)(jax.random.key(0))

@@ -41,10 +41,8 @@ def settle(
 
 def own_stops(model: Pretrained) -> tuple[int, ...]:
     """The tokens that end a sequence, by generation_config.json or config.json."""
-    found = model.setting("eos_token_id")
-    found = found if isinstance(found, list) else [found]
     known = range(model.config.vocab_size)  # no other is ever generated
-    return tuple(each for each in found if isinstance(each, int) and each in known)
+    return tuple(each for each in model.tokens("eos_token_id") if each in known)
 
 
 def as_stops(generation: Generation) -> jax.Array:

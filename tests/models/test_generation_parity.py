@@ -42,7 +42,8 @@ def pair(request, torch, tmp_path_factory):
     case = CASES[request.param]
     if "T5" in case.model:
         # The cache of transformers 5.24 has as many layers as the encoder.
-        case = replace(case, config={**case.config, "num_decoder_layers": 2})
+        more = {"num_decoder_layers": 2, "decoder_start_token_id": 0}
+        case = replace(case, config={**case.config, **more})
     folder = tmp_path_factory.mktemp("model")
     theirs = build(torch, case, folder)
     random = np.random.default_rng(0)
@@ -59,8 +60,6 @@ def theirs_generate(torch, theirs, prompts, **options):
     for row, prompt in enumerate(prompts):
         part = slice(0, len(prompt)) if both else slice(longest - len(prompt), None)
         ids[row, part], mask[row, part] = torch.tensor(prompt), 1
-    if both:
-        options["decoder_start_token_id"] = 0
     found = theirs.generate(
         ids,
         attention_mask=mask,

@@ -91,6 +91,12 @@ def test_an_option_that_we_lack_is_refused_by_name(kind, option, value):
     assert ASKED_AS.get(option, option) in message
 
 
+def test_types_of_positions_are_read_as_transformers_reads_them():
+    base, spelt = BASES["deberta-v2"], {"pos_att_type": "C2P | p2c"}
+    wanted = FAMILIES["deberta-v2"].to_config(base)
+    assert FAMILIES["deberta-v2"].to_config({**base, **spelt}) == wanted
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_size_that_is_missing_is_named(kind):
     config = {name: BASES[kind][name] for name in BASES[kind] if name != "vocab_size"}

@@ -1,0 +1,123 @@
+"""What a folder's config.json and generation_config.json may say of a whole model."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.mesh import Rules, make_mesh
+from jaxlm.models.checkpoint import open_checkpoint
+from jaxlm.models.generate import Generator
+from jaxlm.models.pretrained import Pretrained, labels_of, load, make_batch
+from tests.models import families
+
+BERT = {"model_type": "bert", **families.ENCODER}
+T5 = {
+    "model_type": "t5",
+    "architectures": ["T5ForConditionalGeneration"],
+    **families.T5,
+}
+DEBERTA = {
+    "model_type": "deberta-v2",
+    "architectures": ["DebertaV2ForMaskedLM"],
+    **families.DEBERTA,
+    **families.V3,
+    "num_hidden_layers": 1,
+    "conv_kernel_size": 3,
+    "embedding_size": 16,
+    "tie_word_embeddings": False,
+}
+FSDP = Rules.of({"batch": ("data", "fsdp"), "width": ("fsdp",), "heads": ("tensor",)})
+
+
+@pytest.fixture
+def write(tmp_path):
+    """``write(config)``: the source of a model of new weights."""
+
+    def written(config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return f"random:{tmp_path}"
+
+    return written
+
+
+def opened(source):
+    """A model whose settings alone are read."""
+    checkpoint = open_checkpoint(source)
+    return Pretrained(checkpoint.config, lambda *_: {}, {}, checkpoint, "language")
+
+
+def test_quantized_weights_are_refused_by_name(write):
+    source = write(BERT | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    with pytest.raises(UserError, match="quantization_config is not supported: .*GPTQ"):
+        open_checkpoint(source)
+
+
+@pytest.mark.parametrize("count", [10**12, "5", 5.0, True, 0, None])
+def test_a_number_of_labels_that_is_none_is_refused(write, count):
+    heads = {"architectures": ["BertForTokenClassification"], "num_labels": count}
+    with pytest.raises(UserError, match="config.json: num_labels=.* a whole number"):
+        labels_of(open_checkpoint(write(BERT | heads)))
+
+
+@pytest.mark.parametrize("value", ["2", True, 2.0, ["2"], [2, None], {"a": 2}])
+def test_an_end_token_that_is_none_is_refused(write, value):
+    model = opened(write(T5 | {"eos_token_id": value}))
+    with pytest.raises(UserError, match="eos_token_id=.* is not allowed; the number"):
+        _ = Generator(model).stop_tokens
+
+
+@pytest.mark.parametrize(
+    ("value", "stops"), [(None, ()), (2, (2,)), ([2, 99], (2, 99))]
+)
+def test_end_tokens_are_one_or_a_list(write, value, stops):
+    assert Generator(opened(write(T5 | {"eos_token_id": value}))).stop_tokens == stops
+
+
+@pytest.mark.parametrize("value", ["0", True, 0.0, [0], -1, 61])
+def test_a_start_token_that_is_none_is_refused(write, value):
+    model = opened(write(T5 | {"decoder_start_token_id": value, "bos_token_id": 1}))
+    with pytest.raises(UserError, match="decoder_start_token_id=.* one token of 0 to"):
+        _ = model.start_token
+
+
+def test_the_start_token_is_by_default_that_of_a_text(write):
+    assert opened(write(T5 | {"decoder_start_token_id": 0})).start_token == 0
+    assert opened(write(T5 | {"bos_token_id": 7})).start_token == 7
+    with pytest.raises(UserError, match="neither decoder_start_token_id nor bos_token"):
+        _ = opened(write(T5)).start_token
+
+
+def test_heads_that_devices_do_not_divide_are_refused(write):
+    mesh, _ = make_mesh({"data": 1, "fsdp": 1, "tensor": 2})
+    with pytest.raises(UserError, match="cannot split heads=3 of the model evenly"):
+        load(write(BERT), mesh=mesh, rules=FSDP)
+
+
+def test_every_kernel_is_whole_over_the_devices_that_have_the_rows(write, monkeypatch):
+    source = write(DEBERTA)
+    tokens = np.random.default_rng(0).integers(3, 61, (8, 11))
+    alone = load(source)
+    batch = make_batch(alone.config, tokens, None, "")
+    wanted = jax.jit(alone.apply)(alone.params, batch)["logits"]
+    mesh, _ = make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
+    model, gathered = load(source, mesh=mesh, rules=FSDP), set()
+    gather = Rules.gather
+
+    def record(self, kernel, axes):
+        gathered.add((axes, kernel.shape))
+        return gather(self, kernel, axes)
+
+    monkeypatch.setattr(Rules, "gather", record)
+    with jax.set_mesh(mesh):
+        found = jax.jit(model.apply)(model.params, batch)["logits"]
+    # Sums in another order, of logits near 1.
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert {
+        (("vocab", "width"), (61, 16)),  # the last kernel
+        (("width", "width_out"), (24, 16)),  # what goes before it
+        (("embedding", "width"), (16, 24)),  # the projection of tokens
+        ((None, "width", "width_out"), (3, 24, 24)),  # the convolution
+    } <= gathered
