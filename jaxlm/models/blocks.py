@@ -19,7 +19,6 @@ from jaxlm.models.layers import (
     Linear,
     along_last,
     dropout,
-    folded,
     make_norm,
     parameter,
     split_key,
@@ -142,7 +141,8 @@ class Block(nnx.Module):
         collect: Collection[str],
         cache: LayerCache | None = None,
     ) -> tuple[jax.Array, Outputs, LayerCache]:
-        keys, inner = split_key(key, 3), folded(key, 3)
+        # Split once: fold_in(key, n) is the nth of a split, not another key.
+        *keys, inner, across, last = split_key(key, 6)
         rates = self.config.dropout
         before = x
         with jax.named_scope("attention"):  # the names that a profile shows
@@ -157,13 +157,13 @@ class Block(nnx.Module):
         else:
             x = self.leave("attention_norm", x, y, rates.attention, keys[1])
             if self.config.cross_attention:
-                x, memory = self.cross(x, shared, key, cache)
+                x, memory = self.cross(x, shared, across, cache)
                 kept = {**kept, **memory}
             with jax.named_scope("mlp"):
                 y = self.mlp(self.enter("mlp_norm", x), inner)
             x = self.leave("mlp_norm", x, y, rates.mlp, keys[2])
         if self.convolves:
-            x = self.convolution(before, x, shared.segments, folded(key, 2))
+            x = self.convolution(before, x, shared.segments, last)
         x = self.rules.constrain(x, ACTIVATION_AXES)
         if "hidden_states" in collect:
             found["hidden_states"] = x
@@ -177,7 +177,7 @@ class Block(nnx.Module):
         cache: LayerCache | None,
     ) -> tuple[jax.Array, LayerCache]:
         """Attention to the memory, around which are norms as elsewhere."""
-        keys = split_key(folded(key, 1), 2)
+        keys = split_key(key, 2)
         with jax.named_scope("cross_attention"):
             y = self.enter("cross_attention_norm", x)
             y, kept = self.cross_attention.across(y, shared, keys[0], cache)

@@ -5,7 +5,9 @@ through a dropout while a small model is run; the two lists are compared.
 """
 
 import importlib
+import json
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -76,16 +78,8 @@ def theirs(torch, name, options, folder, monkeypatch):
     return found
 
 
-def ours(folder, monkeypatch):
-    found = Counter()
-
-    def record(x, rate, key):
-        assert key is not None
-        if rate:
-            found[rate, x.size] += 1
-        return x
-
-    jax.clear_caches()  # layers that were traced for another test drop nothing here
+def opened(folder):
+    """The model of a config.json, and a batch."""
     checkpoint = open_checkpoint(f"random:{folder}")
     head = own_head(checkpoint)
     checkpoint = replace(checkpoint, config=fitted(checkpoint, head))
@@ -99,10 +93,30 @@ def ours(folder, monkeypatch):
     }
     if checkpoint.config.decoder is not None:
         batch |= {f"target_{name}": batch[name] for name in list(batch)[:3]}
+    return model, batch
+
+
+@contextmanager
+def recorded(monkeypatch, record):
+    jax.clear_caches()  # layers that were traced for another test drop nothing here
     with monkeypatch.context() as patched:
         for user in USERS:
             module = importlib.import_module(f"jaxlm.models.{user}")
             patched.setattr(module, "dropout", record)
+        yield
+
+
+def ours(folder, monkeypatch):
+    found = Counter()
+
+    def record(x, rate, key):
+        assert key is not None
+        if rate:
+            found[rate, x.size] += 1
+        return x
+
+    model, batch = opened(folder)
+    with recorded(monkeypatch, record):
         jax.eval_shape(partial(model.apply, key=jax.random.key(0)), model.shapes, batch)
     return found
 
@@ -147,3 +161,28 @@ def test_a_rate_of_null_is_refused_where_transformers_refuses_it(kind, key):
 def test_attention_of_a_llama_may_have_a_rate_of_null_which_is_none(kind):
     config = FAMILIES[kind].to_config({**BASES[kind], "attention_dropout": None})
     assert config.dropout.weights == 0.0
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "gpt_neox", "t5"])
+def test_no_two_masks_are_drawn_by_one_key(kind, tmp_path, monkeypatch):
+    config = {
+        "model_type": kind,
+        **BASES[kind],
+        **ONE,
+        **RATES,
+        "conv_kernel_size": 3,
+        "conv_act": "tanh",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = []
+
+    def record(x, rate, key):
+        if rate:
+            found.append(jax.random.key_data(key).tobytes())
+        return x
+
+    model, batch = opened(tmp_path)
+    params = jax.jit(model.init)(jax.random.key(0))
+    with recorded(monkeypatch, record), jax.disable_jit():
+        model.apply(params, batch, key=jax.random.key(0))
+    assert len(found) == len(set(found)) > 4
