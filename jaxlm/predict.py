@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from jaxlm.core import door
 from jaxlm.core.errors import UserError
@@ -97,7 +97,7 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
     except OSError as problem:
         raise UserError(f"--input={path}: {problem.strerror}") from problem
     with file:
-        if is_output(file.fileno()):
+        if is_output(file):
             raise UserError(
                 f"--input={path}: is where the predictions go, too; name another file"
                 " for these"
@@ -113,13 +113,13 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
                 yield {"id": str(number), **own, "source": where}
 
 
-def is_output(file: int) -> bool:
+def is_output(file: IO[bytes]) -> bool:
     """Whether an open file is the one that standard output is written to."""
     try:
-        out = os.fstat(sys.stdout.fileno())
+        out, read = (os.fstat(each.fileno()) for each in (sys.stdout, file))
     except (OSError, ValueError):  # no file at all
         return False
-    return stat.S_ISREG(out.st_mode) and os.path.samestat(out, os.fstat(file))
+    return stat.S_ISREG(out.st_mode) and os.path.samestat(out, read)
 
 
 def parse_input(text: str, where: str) -> dict[str, Any]:
