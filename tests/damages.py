@@ -44,7 +44,9 @@ DAMAGES = [
     truncated,
     deleted,
     flipped,
-    pytest.param(partial(flipped, place=0.0), id="first byte"),
-    pytest.param(partial(flipped, place=1.0, bit=5), id="last byte"),
+    pytest.param(partial(flipped, place=0.0), id="first byte", marks=pytest.mark.slow),
+    pytest.param(
+        partial(flipped, place=1.0, bit=5), id="last byte", marks=pytest.mark.slow
+    ),
     *flips(12),
 ]

@@ -70,6 +70,7 @@ def test_a_run_that_goes_on_compiles_its_step_ahead(compiled, tmp_path):
     assert ("jit(step)", False) not in compiled
 
 
+@pytest.mark.slow
 def test_the_step_of_a_phase_that_is_not_known_yet_is_compiled_when_it_is(
     compiled, tmp_path
 ):
@@ -88,6 +89,7 @@ def test_a_new_run_in_phases_compiles_the_first_ahead(compiled, tmp_path):
     assert compiled["jit(step)", True] == compiled["jit(step)", False] == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_unpacked_does_not_compile_rows_of_another_length(
     compiled, tmp_path
 ):

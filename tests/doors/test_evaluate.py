@@ -309,6 +309,7 @@ def test_watch_scores_every_checkpoint_of_a_live_run_and_ends_with_it(live):
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_watch_lives_with_a_run_that_deletes_as_it_goes(live):
     workdir, process = live(
         "--config.train.steps=40",
