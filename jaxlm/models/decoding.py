@@ -16,7 +16,7 @@ from jaxlm.core.types import Apply, Batch, Params
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.cache import Cache, empty_cache
 from jaxlm.models.layers import Transposed
-from jaxlm.models.sampling import Knobs, draw, logprob, penalise, restrict
+from jaxlm.models.sampling import Sampling, draw, logprob, penalise, restrict
 
 
 class Start(NamedTuple):
@@ -145,7 +145,11 @@ def begin(
 
 
 def choose(
-    progress: Sequences, logits: jax.Array, knobs: Knobs, stops: jax.Array, sample: bool
+    progress: Sequences,
+    logits: jax.Array,
+    sampling: Sampling,
+    stops: jax.Array,
+    sample: bool,
 ) -> Sequences:
     """One more token of every row that is not done, from its logits f32[B, V].
 
@@ -154,10 +158,10 @@ def choose(
     """
     scores = logits
     if progress.seen.shape[1]:
-        scores = penalise(scores, progress.seen, knobs.repetition_penalty)
+        scores = penalise(scores, progress.seen, sampling.repetition_penalty)
     if sample:
         keys = jax.vmap(jax.random.fold_in, (0, None))(progress.keys, progress.count)
-        token = draw(restrict(scores, knobs), keys)
+        token = draw(restrict(scores, sampling), keys)
     else:
         token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     token = jnp.where(progress.done, 0, token)
@@ -182,7 +186,7 @@ def decode(
     config: TransformerConfig,
     params: Params,
     progress: Sequences,
-    knobs: Knobs,
+    sampling: Sampling,
     stops: jax.Array,
     until: jax.Array,
     *,
@@ -200,6 +204,6 @@ def decode(
         logits, cache = advance(
             apply, config, params, last, progress.position, progress.cache
         )
-        return choose(progress._replace(cache=cache), logits, knobs, stops, sample)
+        return choose(progress._replace(cache=cache), logits, sampling, stops, sample)
 
     return jax.lax.while_loop(more, step, progress)

@@ -30,7 +30,7 @@ from jaxlm.models.generation import Generated, Generation
 from jaxlm.models.memory import check_memory
 from jaxlm.models.pretrained import Pretrained
 from jaxlm.models.prompts import Prompt, check_ids, encode
-from jaxlm.models.sampling import Knobs
+from jaxlm.models.sampling import Sampling
 from jaxlm.models.stops import as_stops, settle
 from jaxlm.models.watch import Stream, Watch
 
@@ -176,8 +176,8 @@ class Generator:
         read = 1 if self.config.decoder else length
         return read + -(-most // SLOTS) * SLOTS
 
-    def knobs(self, generation: Generation) -> Knobs:
-        return Knobs(
+    def sampling(self, generation: Generation) -> Sampling:
+        return Sampling(
             jnp.float32(generation.temperature or 1.0),
             jnp.int32(generation.top_k),
             jnp.float32(generation.top_p),
@@ -190,12 +190,12 @@ class Generator:
         """The program that reads prompts and chooses their first token."""
 
         def first(
-            params: Any, start: Start, keys: Any, idle: Any, knobs: Any, stops: Any, *,
-            most: int, sample: bool, penalty: bool,
+            params: Any, start: Start, keys: Any, idle: Any, sampling: Any,
+            stops: Any, *, most: int, sample: bool, penalty: bool,
         ) -> Sequences:  # fmt: skip
             logits, cache, position, seen = self.read(params, start, most, penalty)
             state = begin(logits, cache, position, keys, seen, idle, most)
-            return choose(state, logits, knobs, stops, sample)
+            return choose(state, logits, sampling, stops, sample)
 
         return jax.jit(first, static_argnames=("most", "sample", "penalty"))
 
@@ -235,9 +235,9 @@ class Generator:
         rows = len(idle)
         sample = generation.temperature > 0
         keys = _keys(generation.seed, number, rows, copies)
-        knobs, stops = self.knobs(generation), as_stops(generation)
+        sampling, stops = self.sampling(generation), as_stops(generation)
         state = self.first(
-            self.params, start, keys, jnp.asarray(idle), knobs, stops,
+            self.params, start, keys, jnp.asarray(idle), sampling, stops,
             most=-(-most // SLOTS) * SLOTS, sample=sample,
             penalty=generation.repetition_penalty != 1.0,
         )  # fmt: skip
@@ -257,7 +257,7 @@ class Generator:
                 break
             until = min(most, count + CHUNK) if looks else most
             state = self.on(
-                self.params, state, knobs, stops, jnp.int32(until), sample=sample
+                self.params, state, sampling, stops, jnp.int32(until), sample=sample
             )
         tokens = np.asarray(state.tokens)[:, :most]
         logprobs = np.asarray(state.logprobs)[:, :most]

@@ -11,7 +11,7 @@ LEAST = -1e30
 """A logit that is never chosen; finite, as a difference of two must be."""
 
 
-class Knobs(NamedTuple):
+class Sampling(NamedTuple):
     """How tokens are drawn, all f32[] but ``top_k i32[]``; see ``Generation``."""
 
     temperature: jax.Array
@@ -31,7 +31,7 @@ def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Arra
     return jnp.where(seen, less, logits)
 
 
-def restrict(logits: jax.Array, knobs: Knobs) -> jax.Array:
+def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Logits f32[B, V] at a temperature, without the tokens that may not be drawn.
 
     First all but the ``top_k`` most likely (0: none is left out), then, of what is
@@ -39,16 +39,16 @@ def restrict(logits: jax.Array, knobs: Knobs) -> jax.Array:
     (Holtzman et al., 2020, arXiv:1904.09751), then those less likely than ``min_p``
     times the most likely (arXiv:2407.01082). The most likely one always stays.
     """
-    logits = logits / knobs.temperature
+    logits = logits / sampling.temperature
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(logits.shape[-1])[None]
-    count = jnp.where(knobs.top_k > 0, knobs.top_k, logits.shape[-1])
+    count = jnp.where(sampling.top_k > 0, sampling.top_k, logits.shape[-1])
     ordered = jnp.where(rank < count, ordered, LEAST)
     shares = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(shares, axis=-1) - shares
     # Of rounded sums the last may reach 1 before the last token.
-    kept = (before < knobs.top_p) | (knobs.top_p >= 1)
-    kept = kept & (shares >= knobs.min_p * shares[:, :1])
+    kept = (before < sampling.top_p) | (sampling.top_p >= 1)
+    kept = kept & (shares >= sampling.min_p * shares[:, :1])
     kept = (kept & (rank < count)) | (rank == 0)
     bound = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits >= bound, logits, LEAST)

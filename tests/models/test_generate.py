@@ -17,7 +17,7 @@ from jaxlm.models.generate import Generator, generate
 from jaxlm.models.generation import Generation
 from jaxlm.models.pretrained import load, make_batch
 from jaxlm.models.prompts import encode
-from jaxlm.models.sampling import LEAST, Knobs, draw, penalise, restrict
+from jaxlm.models.sampling import LEAST, Sampling, draw, penalise, restrict
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
 CONFIG = {
@@ -151,10 +151,10 @@ def allowed(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 def test_only_the_tokens_that_are_left_may_be_drawn(options):
     logits = np.random.default_rng(0).normal(size=(4, 20)) * 2
     values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | options
-    knobs = Knobs(
+    sampling = Sampling(
         **{k: jnp.asarray(v) for k, v in values.items()}, repetition_penalty=1
     )
-    found = np.asarray(restrict(jnp.asarray(logits, jnp.float32), knobs))
+    found = np.asarray(restrict(jnp.asarray(logits, jnp.float32), sampling))
     for row, before in zip(found, logits, strict=True):
         kept = set(np.flatnonzero(row > LEAST))
         assert kept == allowed(before, **options)
@@ -367,8 +367,10 @@ def test_all_tokens_may_be_drawn_with_all_probability():
     tail = jnp.linspace(-12, -12.5, 30_000)
     logits = jnp.concatenate([jnp.zeros(3000), tail])[None]
     ones = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
-    knobs = Knobs(top_k=0, min_p=0.0, **{k: jnp.float32(v) for k, v in ones.items()})
-    assert (restrict(logits, knobs) == logits).all()
+    sampling = Sampling(
+        top_k=0, min_p=0.0, **{k: jnp.float32(v) for k, v in ones.items()}
+    )
+    assert (restrict(logits, sampling) == logits).all()
 
 
 def test_parameters_are_held_once_where_a_model_is_only_to_generate(folder):
