@@ -5,6 +5,7 @@ With ``--model=SOURCE`` in place of a run, a decoder or T5 generates text.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import stat
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> None:
     given.add_argument("--text", action="append", help="a text; may be repeated")
     given.add_argument(
         "--input",
+        action=Once,
         help="a file with a text, or a JSON object with text or tokens, on each line;"
         " - for standard input; ids are line numbers, and empty lines are passed over",
     )
@@ -78,6 +80,21 @@ def main(arguments: list[str]) -> None:
         sys.stdout.flush()
 
 
+class Once(argparse.Action):
+    """A flag whose second value would silently take the place of the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(self, "one file at a time; cat joins several")
+        setattr(namespace, self.dest, values)
+
+
 def given_texts(texts: list[str]) -> Iterator[dict[str, Any]]:
     """The texts of the command line, numbered from 1 as lines are."""
     for number, text in enumerate(texts, start=1):
@@ -87,21 +104,29 @@ def given_texts(texts: list[str]) -> Iterator[dict[str, Any]]:
 def read_inputs(path: str) -> Iterator[dict[str, Any]]:
     """The lines of a file that hold anything: JSON objects, or texts.
 
+    It is opened at once, and read as lines are asked for.
+
     Raises:
       UserError: no such file, that of standard output, not UTF-8, or an object
         without text or tokens.
     """
-    name = "standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise UserError("--input=-: standard input is closed; name a file")
     try:
         file = sys.stdin.buffer if path == "-" else Path(path).open("rb")
     except OSError as problem:
         raise UserError(f"--input={path}: {problem.strerror}") from problem
+    if is_output(file):
+        raise UserError(
+            f"--input={path}: is where the predictions go, too; name another file"
+            " for these"
+        )
+    return lines_of(file, "standard input" if path == "-" else path)
+
+
+def lines_of(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
+    """The inputs of an open file, which is closed at its end."""
     with file:
-        if is_output(file):
-            raise UserError(
-                f"--input={path}: is where the predictions go, too; name another file"
-                " for these"
-            )
         for number, line in bounded(file, name):
             where = f"{name}:{number}"
             try:

@@ -162,7 +162,14 @@ def run(main: Callable[[list[str]], None]) -> None:
     ask_for_huge_pages()
     gc.set_threshold(COLLECT_EVERY)
     arguments = sys.argv[1:]
+    closed = sys.stdout is None  # as `>&-` leaves it
+    sys.stdout, sys.stderr = (
+        open(os.devnull, "w") if stream is None else stream
+        for stream in (sys.stdout, sys.stderr)
+    )
     try:
+        if closed:
+            raise UserError("standard output is closed; give it a file, or /dev/null")
         main(arguments)
         sys.stdout.flush()
     except UserError as error:

@@ -46,7 +46,12 @@ def read_flags(known: argparse.Namespace) -> Generation:
     for name in REPEATED:
         if name in given:
             given[name] = tuple(given[name])
-    return Generation(**given)
+    try:
+        return Generation(**given)
+    except UserError as problem:
+        name = str(problem).partition("=")[0]
+        flag = _flag(name) if name in given else name
+        raise UserError(flag + str(problem).removeprefix(name)) from problem
 
 
 def _flag(name: str) -> str:

@@ -47,17 +47,55 @@ def answer(
         )
     at_once = 1 if pretty else max(1, ROWS // generation.samples)
     first = 0
-    while chunk := list(islice(inputs, at_once)):
-        prompts = [as_prompt(each, chat) for each in chunk]
+    wrong: UserError | None = None
+    while wrong is None:
+        chunk, wrong = taken(inputs, at_once)
+        if not chunk:
+            break
         if pretty:
-            show(generator, chunk[0], prompts[0], generation, first)
+            prompt = as_prompt(chunk[0], chat)
+            show(generator, chunk[0], prompt, generation, first)
         else:
-            names = [each["source"] for each in chunk]
-            sequences = generator.run(prompts, generation, first=first, names=names)
-            for each, found in zip(chunk, sequences, strict=True):
-                print(json.dumps(as_json(each, found), ensure_ascii=False))
-            sys.stdout.flush()
+            answer_all(generator, chunk, generation, first, chat)
         first += len(chunk)
+    if wrong:
+        raise wrong
+
+
+def taken(
+    inputs: Iterator[dict[str, Any]], count: int
+) -> tuple[list[dict[str, Any]], UserError | None]:
+    """The next inputs, and what is wrong with the one after them."""
+    chunk: list[dict[str, Any]] = []
+    try:
+        for each in islice(inputs, count):
+            chunk.append(each)
+    except UserError as problem:
+        return chunk, problem
+    return chunk, None
+
+
+def answer_all(
+    generator: Generator,
+    chunk: list[dict[str, Any]],
+    generation: Generation,
+    first: int,
+    chat: bool,
+) -> None:
+    """Print a line for each of some inputs; of several the good ones before a bad."""
+    names = [each["source"] for each in chunk]
+    try:
+        prompts = [as_prompt(each, chat) for each in chunk]
+        sequences = generator.run(prompts, generation, first=first, names=names)
+    except UserError:
+        if len(chunk) == 1:
+            raise
+        for number, each in enumerate(chunk, start=first):
+            answer_all(generator, [each], generation, number, chat)
+        return
+    for each, found in zip(chunk, sequences, strict=True):
+        print(json.dumps(as_json(each, found), ensure_ascii=False))
+    sys.stdout.flush()
 
 
 def as_prompt(given: dict[str, Any], chat: bool) -> Prompt:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -60,6 +60,11 @@ def generate(
       UserError: an option or a prompt that is not allowed, or a model that cannot
         generate.
     """
+    if generation is not None and options:
+        raise UserError(
+            f"{', '.join(options)}: beside a Generation, which has it; write"
+            " dataclasses.replace(generation, ...)"
+        )
     generation = generation or Generation(**options)
     return Generator.of(model).run(prompts, generation, stream)
 
@@ -100,6 +105,8 @@ class Generator:
         ``first`` is the number of the first prompt among all; ``names`` is what errors
         call each.
         """
+        if isinstance(prompts, str | Mapping):
+            raise UserError("prompts: a list of them is needed; write [prompt] for one")
         if not prompts:
             return []
         names = names or [f"prompt {first + at}" for at in range(len(prompts))]

@@ -72,7 +72,8 @@ def perplexity(
     token of each is not scored. ``progress(done, windows)`` is called after each.
 
     Raises:
-      UserError: a length or a stride that is not allowed, or no causal language model.
+      UserError: a length or a stride that is not allowed, tokens that are not one text
+        of two or more, or no causal language model.
     """
     return sum(
         (score for _, score in scores(model, tokens, length, stride, progress)), Score()
@@ -101,15 +102,21 @@ def scores(
         )
     if not 1 <= stride <= length:
         raise UserError(f"stride={stride} is not allowed; from 1 to length={length}")
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or len(ids) < 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise UserError(
+            f"tokens: {ids.dtype}{list(ids.shape)} is not allowed; the tokens of one"
+            " text, integers [N], two or more"
+        )
     run = jax.jit(lambda params, batch, scored: _total(model, params, batch, scored))
-    cut = windows(len(tokens), length, stride)
+    cut = windows(len(ids), length, stride)
     for number, window in enumerate(cut[skip:], start=skip + 1):
-        ids = np.asarray(tokens[window.start : window.stop])
+        part = ids[window.start : window.stop]
         row = np.zeros((1, length), np.int32)
         mask = np.zeros((1, length), bool)
-        row[0, : len(ids)], mask[0, : len(ids)] = ids, True
+        row[0, : len(part)], mask[0, : len(part)] = part, True
         scored = np.zeros((1, length - 1), np.float32)
-        scored[0, len(ids) - 1 - window.scored : len(ids) - 1] = 1
+        scored[0, len(part) - 1 - window.scored : len(part) - 1] = 1
         batch = make_batch(model.config, row, mask, str(where))
         total = run(model.params, batch, jnp.asarray(scored))
         yield window, Score(float(total), window.scored)

@@ -114,8 +114,8 @@ def check_ids(model: Pretrained, ids: list[int], new: int, where: str) -> None:
     if len(ids) + max(new - 1, 0) > config.max_positions:
         raise UserError(
             f"{where}: {len(ids)} tokens and {new} new ones are more than the"
-            f" {config.max_positions} positions of {directory}; shorten the prompt or"
-            " max_new_tokens"
+            f" {config.max_positions} positions of {directory}; shorten the prompt, or"
+            f" lower max_new_tokens={new}"
         )
 
 

@@ -161,6 +161,25 @@ def test_a_reader_that_goes_away_is_no_error(toy, tmp_path: Path):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize(
+    ("closed", "code", "said"),
+    [
+        (">&-", 2, "error: standard output is closed; give it a file, or /dev/null\n"),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_a_closed_stream_is_one_line_or_none(toy, tmp_path: Path, closed, code, said):
+    command = f"{sys.executable} {tmp_path / 'toy.py'} --do=print {closed}"
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_a_config_is_resolved_without_a_heavy_import(toy):
     assert toy("--config.seed=3").stdout == "heavy: []\n"
 

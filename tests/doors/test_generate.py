@@ -75,7 +75,8 @@ def test_what_a_checkpoint_suggests_and_the_call_passes_over_is_told_once(
 
 
 REFUSED = {
-    ("--text=abc", "--max-new-tokens=0"): "max_new_tokens=0",
+    ("--text=abc", "--max-new-tokens=0"): "--max-new-tokens=0",
+    ("--text=abc", "--stop="): "--stop=",
     ("--text=abc", "--max-new-tokens=500"): "positions",
     ("--text=abc", "--temperatur=1"): "nearest: --temperature",
     ("--text=abc", "--top-k=x"): "--top-k",
@@ -85,6 +86,22 @@ REFUSED = {
 @pytest.mark.parametrize("arguments", REFUSED, ids=str)
 def test_a_wrong_flag_is_one_line(ask, arguments):
     assert REFUSED[arguments] in ask(*arguments).error
+
+
+def test_inputs_are_opened_before_a_model_is_loaded(call):
+    start = ("predict", "--model=/no/model")
+    assert "--input=/no/file: No such" in call(*start, "--input=/no/file").error
+    twice = call(*start, "--input=a", "--input=b").error
+    assert "--input: one file at a time" in twice
+
+
+@pytest.mark.parametrize("bad", ["{bad", json.dumps({"text": "a" * 500})])
+def test_what_stands_before_a_bad_input_is_answered(ask, tmp_path, bad):
+    path = tmp_path / "prompts"
+    path.write_text("\n".join(["ab", "abc", bad, "abcd"]))
+    answer = ask(f"--input={path}", "--max-new-tokens=4")
+    assert answer.code == 2 and f"{path}:3" in answer.err
+    assert [json.loads(line)["id"] for line in answer.out.splitlines()] == ["1", "2"]
 
 
 def test_a_conversation_of_another_form_is_one_line(ask, tmp_path):

@@ -350,6 +350,13 @@ def test_what_cannot_be_generated_is_refused(model, name):
         generate(model, list(prompts) or ["a"], **({"max_new_tokens": 16} | options))
 
 
+def test_prompts_are_several_and_options_are_given_once(model):
+    with pytest.raises(UserError, match="write \\[prompt\\] for one"):
+        generate(model, "abc")
+    with pytest.raises(UserError, match="temperature: beside a Generation"):
+        generate(model, ["abc"], Generation(), temperature=1.0)
+
+
 def test_an_encoder_decoder_is_as_long_as_the_memory(tmp_path):
     """Its positions are relative and have no end."""
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}

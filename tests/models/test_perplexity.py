@@ -60,6 +60,12 @@ def test_windows_that_the_model_cannot_read_are_refused(sorter, length, stride, 
         perplexity(sorter, [0, 1, 2], length=length, stride=stride)
 
 
+@pytest.mark.parametrize("tokens", [[], [1], [[1, 2, 3]], "abc", [0.5, 1.5]])
+def test_what_is_no_text_of_tokens_has_no_perplexity(sorter, tokens):
+    with pytest.raises(UserError, match="the tokens of one text"):
+        perplexity(sorter, tokens, length=8)
+
+
 def test_an_encoder_has_no_perplexity():
     with pytest.raises(UserError, match="no causal|not a causal"):
         perplexity(load("random:tiny"), [1, 2, 3], length=8)
