@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jaxlm.core import door
 from jaxlm.core.errors import UserError
@@ -124,7 +124,7 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
     return lines_of(file, "standard input" if path == "-" else path)
 
 
-def lines_of(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
+def lines_of(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     """The inputs of an open file, which is closed at its end."""
     with file:
         for number, line in bounded(file, name):
@@ -138,7 +138,7 @@ def lines_of(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
                 yield {"id": str(number), **own, "source": where}
 
 
-def is_output(file: IO[bytes]) -> bool:
+def is_output(file: BinaryIO) -> bool:
     """Whether an open file is the one that standard output is written to."""
     try:
         out, read = (os.fstat(each.fileno()) for each in (sys.stdout, file))
