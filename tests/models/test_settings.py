@@ -9,8 +9,8 @@ import pytest
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.models.checkpoint import open_checkpoint
-from jaxlm.models.generate import Generator
 from jaxlm.models.pretrained import Pretrained, labels_of, load, make_batch
+from jaxlm.models.stops import own_stops
 from tests.models import families
 
 BERT = {"model_type": "bert", **families.ENCODER}
@@ -66,14 +66,14 @@ def test_a_number_of_labels_that_is_none_is_refused(write, count):
 def test_an_end_token_that_is_none_is_refused(write, value):
     model = opened(write(T5 | {"eos_token_id": value}))
     with pytest.raises(UserError, match="eos_token_id=.* is not allowed; the number"):
-        _ = Generator(model).stop_tokens
+        own_stops(model)
 
 
 @pytest.mark.parametrize(
-    ("value", "stops"), [(None, ()), (2, (2,)), ([2, 99], (2, 99))]
+    ("value", "stops"), [(None, ()), (2, (2,)), ([2, 3], (2, 3)), ([2, 999], (2,))]
 )
-def test_end_tokens_are_one_or_a_list(write, value, stops):
-    assert Generator(opened(write(T5 | {"eos_token_id": value}))).stop_tokens == stops
+def test_end_tokens_are_one_or_a_list_of_the_vocabulary(write, value, stops):
+    assert own_stops(opened(write(T5 | {"eos_token_id": value}))) == stops
 
 
 @pytest.mark.parametrize("value", ["0", True, 0.0, [0], -1, 61])

@@ -44,7 +44,8 @@ def read_rope(
     chosen = {**given, **older} if layer_type else older or given
     options = {"rope_theta": hf.get("rope_theta", theta), **chosen}
     length = hf.get("max_position_embeddings")
-    options.setdefault("original_max_position_embeddings", length)
+    if length is not None:
+        options.setdefault("original_max_position_embeddings", length)
     if hf.get("original_max_position_embeddings") is not None:
         options |= {name: hf[name] for name in ["original_max_position_embeddings"]}
     kind = options.get("rope_type", options.get("type", "default"))
