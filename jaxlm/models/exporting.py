@@ -22,6 +22,7 @@ from jaxlm.core.sources import VOCABULARIES
 from jaxlm.core.types import Params
 from jaxlm.models.checkpoint import Checkpoint, open_checkpoint, own_head
 from jaxlm.models.families import Weight
+from jaxlm.models.folders import has_tokenizer, open_tokenizer
 from jaxlm.models.functional import functional
 from jaxlm.models.pretrained import build, fitted, load
 from jaxlm.models.weights import lazy_tensors, stored_tensors
@@ -173,11 +174,14 @@ def export_source(
     A ``random:`` source is written with new weights. ``card`` gives the README.md.
 
     Raises:
-      UserError: no such source, weights that do not fit it, or an output in use.
+      UserError: no such source, weights that do not fit it, a tokenizer that cannot be
+        read, or an output in use.
     """
     checkpoint = open_checkpoint(source)
     head = own_head(checkpoint)
     check_apart(output, [checkpoint.directory])
+    if has_tokenizer(checkpoint.directory):
+        open_tokenizer(checkpoint.directory)  # what nobody can open is not handed on
     if checkpoint.weights is None:
         made = load(source, scan=True)
         tensors = param_tensors(made.checkpoint, made.params, head, layout.dtype)

@@ -19,7 +19,6 @@ from flax import nnx
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import read_json
 from jaxlm.core.mesh import NO_RULES, Rules
-from jaxlm.core.sources import VOCABULARIES
 from jaxlm.core.types import Apply, Batch, Params
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.checkpoint import (
@@ -29,6 +28,7 @@ from jaxlm.models.checkpoint import (
     stored_labels,
 )
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.models.folders import has_tokenizer, open_tokenizer
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import Bare, Detector, Head, LanguageModel
 from jaxlm.models.transformer import Transformer
@@ -148,8 +148,7 @@ class Pretrained:
     @property
     def has_tokenizer(self) -> bool:
         """Whether there is a tokenizer in the checkpoint's directory."""
-        directory = self.checkpoint.directory
-        return any((directory / name).exists() for name in VOCABULARIES)
+        return has_tokenizer(self.checkpoint.directory)
 
     @property
     def labels(self) -> list[str]:
@@ -160,20 +159,10 @@ class Pretrained:
         """The ``transformers`` tokenizer of the directory.
 
         Raises:
-          UserError: there is none.
+          UserError: there is none, or it cannot be read.
         """
-        directory = self.checkpoint.directory
-        if not self.has_tokenizer:
-            raise UserError(
-                f"{directory}: no tokenizer; one of {', '.join(VOCABULARIES)} must lie"
-                " beside config.json"
-            )
         if "tokenizer" not in self.kept:
-            from transformers import AutoTokenizer
-
-            self.kept["tokenizer"] = AutoTokenizer.from_pretrained(
-                directory, trust_remote_code=False
-            )
+            self.kept["tokenizer"] = open_tokenizer(self.checkpoint.directory)
         return self.kept["tokenizer"]
 
 

@@ -1,6 +1,7 @@
 """What a folder's config.json and generation_config.json may say of a whole model."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import Rules, make_mesh
-from jaxlm.models.checkpoint import open_checkpoint
+from jaxlm.models.checkpoint import BUILT_IN, open_checkpoint
+from jaxlm.models.exporting import Layout, export_source
 from jaxlm.models.pretrained import Pretrained, labels_of, load, make_batch
 from jaxlm.models.stops import own_stops
 from tests.models import families
@@ -121,3 +123,30 @@ def test_every_kernel_is_whole_over_the_devices_that_have_the_rows(write, monkey
         (("embedding", "width"), (16, 24)),  # the projection of tokens
         ((None, "width", "width_out"), (3, 24, 24)),  # the convolution
     } <= gathered
+
+
+BROKEN = [
+    ("tokenizer.json", "{"),
+    ("tokenizer.json", "{}"),
+    ("tokenizer_config.json", "{"),
+    ("tokenizer_config.json", "[]"),
+    ("config.json", '{"eos_token_id": "x"}'),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), BROKEN)
+def test_a_tokenizer_that_cannot_be_read_is_refused_and_not_exported(
+    tmp_path, name, text
+):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(BUILT_IN["tiny"], folder)
+    if name == "config.json":
+        text = json.dumps(json.loads((folder / name).read_text()) | json.loads(text))
+    (folder / name).write_text(text)
+    refused = r"in: its tokenizer cannot be read \(.+\); fetch it again"
+    with pytest.raises(UserError, match=refused) as raised:
+        _ = opened(f"random:{folder}").tokenizer
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=refused):
+        export_source(f"random:{folder}", out, Layout(), lambda *_: "")
+    assert not out.exists()
