@@ -1,5 +1,7 @@
 """An option of a config.json that a family lacks is refused by name, never ignored."""
 
+import math
+
 import pytest
 
 from jaxlm.core.errors import UserError
@@ -76,6 +78,24 @@ LACKED = [
 ASKED_AS = {"rope_scaling": "rope_", "rope_parameters": "rope_type"}
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+SCALED = [
+    (LLAMA3, "low_freq_factor", 4.0),
+    (LLAMA3, "high_freq_factor", 0.5),
+    (YARN, "mscale", "1"),
+    (YARN, "mscale_all_dim", [1]),
+    # By it 1 + 0.1 of its product with the logarithm of the factor would be 0.
+    (YARN, "mscale_all_dim", -10 / math.log(4)),
+]
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_base_is_taken_so_that_it_is_the_option_that_is_refused(kind):
     config = FAMILIES[kind].to_config({**BASES[kind]})
@@ -89,6 +109,18 @@ def test_an_option_that_we_lack_is_refused_by_name(kind, option, value):
     message = str(refused.value)
     assert message.startswith("config.json: ") and "\n" not in message
     assert ASKED_AS.get(option, option) in message
+
+
+@pytest.mark.parametrize(("scaling", "option", "value"), SCALED)
+def test_a_number_of_a_scaling_that_cannot_be_is_refused_by_name(
+    scaling, option, value
+):
+    config = {**BASES["llama"], "rope_scaling": scaling}
+    FAMILIES["llama"].to_config(config)
+    with pytest.raises(UserError, match=rf"config.json: .*{option}"):
+        FAMILIES["llama"].to_config(
+            config | {"rope_scaling": scaling | {option: value}}
+        )
 
 
 def test_types_of_positions_are_read_as_transformers_reads_them():

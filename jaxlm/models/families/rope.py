@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.models.architecture import Rope
-from jaxlm.models.families.base import read
+from jaxlm.models.families.base import optional, read
 
 SCALINGS = ("default", "linear", "llama3", "longrope", "yarn")
 
@@ -94,6 +94,11 @@ def _llama3(frequencies: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
     factor = read(options, "factor", float, least=1e-6)
     low = read(options, "low_freq_factor", float)
     high = read(options, "high_freq_factor", float)
+    if high <= low:
+        raise UserError(
+            f"config.json: high_freq_factor={high} is not allowed; it must be above"
+            f" low_freq_factor={low}"
+        )
     turns = frequencies * read(options, "original_max_position_embeddings", int)
     turns = turns / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)
@@ -154,6 +159,7 @@ def _yarn(
 
     magnitude = options.get("attention_factor")
     if magnitude is None:
-        upper, lower = options.get("mscale"), options.get("mscale_all_dim")
+        names = ("mscale", "mscale_all_dim")
+        upper, lower = (optional(options, name, float) for name in names)
         magnitude = growth(upper) / growth(lower) if upper and lower else growth(1)
     return scaled, read({"attention_factor": magnitude}, "attention_factor", float)
