@@ -25,6 +25,7 @@ from jaxlm.core.files import read_json
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
+MOST_AXES = 32
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -121,6 +122,12 @@ def open_weights(path: str | os.PathLike[str]) -> WeightFiles:
         return WeightFiles(read_header(path / SINGLE))
     if (path / INDEX).is_file():
         return WeightFiles(_read_shards(path / INDEX))
+    for name in (SINGLE, INDEX):
+        if (path / name).is_symlink():
+            raise UserError(
+                f"{path / name}: a broken link, to {os.readlink(path / name)}; mend it,"
+                " or fetch the model again"
+            )
     raise UserError(
         f"{path}: no {SINGLE} or {INDEX}, and no pytorch_model.bin or one *.gguf; check"
         " the folder, or fetch the model again"
@@ -248,6 +255,13 @@ def _parse_entry(file: Path, name: str, value: Any, data_start: int) -> Entry:
             f"{where} has {stop - start} bytes, but {value['dtype']}{shape} takes "
             f"{expected}"
         )
+    # Of no bytes, or of ones without end, it would pass, and NumPy has no such array.
+    whole = math.prod(size for size in shape if size) * dtype.itemsize
+    if whole >= 2**63 or len(shape) > MOST_AXES:
+        raise UserError(
+            f"{where} has shape {str(shape)[:200]}, which no tensor has; fetch the"
+            " model again"
+        )
     return Entry(file, dtype, tuple(shape), data_start + start, data_start + stop)
 
 
@@ -287,6 +301,8 @@ def read_index(index: Path, ending: str) -> dict[str, str]:
         isinstance(shard, str) for shard in weight_map.values()
     ):
         raise UserError(f"{index}: weight_map must be an object of tensor to file name")
+    if not weight_map:
+        raise UserError(f"{index}: weight_map is empty; fetch the model again")
     for shard in sorted(set(weight_map.values())):
         # A plain name, rather than `inside`: the hub's cache links files to its blobs.
         if not shard.endswith(ending) or "/" in shard or "\\" in shard:

@@ -100,7 +100,7 @@ def param_tensors(
     found = []
     for name, (source, fetch) in lazy_tensors(checkpoint, params, head).items():
         written = family.written(name, source.row, hf, head)
-        read = partial(converted, fetch, written, DTYPES[dtype])
+        read = partial(converted, fetch, written, DTYPES[dtype], checkpoint.directory)
         found.append(Outgoing(written, DTYPES[dtype], source.their_shape, read))
     return found
 
@@ -131,13 +131,18 @@ def file_tensors(
             row: Weight = source.row
             written = checkpoint.family.written(canonical, row, checkpoint.hf, head)
         fetch = partial(files.read, name)
-        read = partial(converted, fetch, name, kept, strict=name in ours)
+        where = checkpoint.directory
+        read = partial(converted, fetch, name, kept, where, strict=name in ours)
         found.append(Outgoing(written, kept, files.shape(name), read))
     return found
 
 
 def converted(
-    fetch: Callable[[], np.ndarray], name: str, dtype: np.dtype, strict: bool = True
+    fetch: Callable[[], np.ndarray],
+    name: str,
+    dtype: np.dtype,
+    where: Path,
+    strict: bool = True,
 ) -> np.ndarray:
     """A tensor in another dtype, rounded to the nearest.
 
@@ -149,8 +154,9 @@ def converted(
         value = value.astype(dtype, copy=False)
     if strict and not np.isfinite(value).all():
         raise UserError(
-            f"{name} contains NaN or infinity as {dtype.name}"
-            + ("; take --dtype=bf16 or fp32" if dtype == np.float16 else "")
+            f"{where}: {name} contains NaN or infinity (as {dtype.name}); "
+            + ("take --dtype=bf16 or fp32, or " if dtype == np.float16 else "")
+            + "fetch the model again, or take another"
         )
     return value
 

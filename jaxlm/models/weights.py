@@ -39,7 +39,7 @@ def load_weights(
     task's head, are left out. New tokens are drawn by ``seed``.
 
     Raises:
-      UserError: all missing, unexpected and misshapen names, in one message; or a
+      UserError: missing, unexpected and misshapen names, in one message; or a
         name that holds NaN or infinity.
     """
     files = checkpoint.weights
@@ -47,7 +47,7 @@ def load_weights(
         raise ValueError("a random: checkpoint has no weights to load")
     theirs = {checkpoint.family.canonical(name): name for name in files.names}
     wanted = _wanted(checkpoint, flatten(shapes), head)
-    _check_names(checkpoint, files, theirs, wanted)
+    _check_names(checkpoint, files, theirs, wanted, head)
     flat_shardings = flatten(shardings)
     loaded = {}
     for ours, source in wanted.items():
@@ -239,7 +239,7 @@ def stored_tensors(
         raise ValueError("a random: checkpoint has no weights")
     theirs = {checkpoint.family.canonical(name): name for name in files.names}
     wanted = _wanted(checkpoint, flatten(shapes), head)
-    _check_names(checkpoint, files, theirs, wanted)
+    _check_names(checkpoint, files, theirs, wanted, head)
     return {
         theirs[name]: (name, source)
         for source in wanted.values()
@@ -247,14 +247,27 @@ def stored_tensors(
     }
 
 
+MOST_LISTED = 10
+"""Of a wrong architecture thousands of names do not fit."""
+
+
+def listed(names: list[str]) -> str:
+    """Names for a message: the first of them, and how many more there are."""
+    more = len(names) - MOST_LISTED
+    return ", ".join(names[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _check_names(
     checkpoint: Checkpoint,
     files: Tensors,
     theirs: dict[str, str],
     wanted: dict[str, Source],
+    head: str | None,
 ) -> None:
     needed = {name: source for source in wanted.values() for name in source.names}
+    family, hf = checkpoint.family, checkpoint.hf
     missing = [name for name in needed if name not in theirs]
+    spelt = [family.written(name, needed[name].row, hf, head) for name in missing]
     unexpected = [
         theirs[name]
         for name in theirs
@@ -281,13 +294,13 @@ def _check_names(
         and not jnp.issubdtype(files.dtype(theirs[name]), jnp.floating)
     ]
     kinds = {
-        "missing": missing,
+        "missing": spelt,
         "unexpected": unexpected,
         "misshapen": misshapen,
         "not floats": no_floats,
         "the same weight twice": twice,
     }
-    found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    found = [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
     if any(name.startswith("pooler.") for name in missing):
         found.append("a run with config.task.pooling=mean needs no pooler")
     if found:

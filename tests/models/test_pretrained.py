@@ -15,8 +15,10 @@ from jaxlm.core.safetensors import write
 from jaxlm.core.trees import flatten
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.models.checkpoint import open_checkpoint
+from jaxlm.models.exporting import Layout, export_source
 from jaxlm.models.families.bert import BERT
 from jaxlm.models.functional import functional
+from jaxlm.models.pretrained import load
 from jaxlm.models.transformer import Transformer
 from jaxlm.models.weights import load_weights
 
@@ -153,6 +155,65 @@ def test_all_bad_names_are_listed_in_one_message(save, open_model):
     assert missing == f"missing: embeddings.LayerNorm.bias, {QUERY}"
     assert unexpected == "unexpected: decoder.weight, extra"
     assert misshapen == f"misshapen: {UP} [25, 16] (config.json asks for [24, 16])"
+
+
+def test_of_many_bad_names_the_first_are_listed(save, open_model):
+    extra = {f"extra{number:02}": np.zeros(1, np.float32) for number in range(12)}
+    message = refusal(open_model, save(their_weights() | extra))
+    assert message.endswith("extra08, extra09 and 2 more")
+
+
+def test_a_missing_name_is_spelt_as_transformers_has_it(save):
+    tensors = {f"bert.{name}": value for name, value in their_weights().items()}
+    del tensors[f"bert.{QUERY}"]
+    tensors["classifier.weight"] = np.zeros((2, 16), np.float32)
+    tensors["classifier.bias"] = np.zeros(2, np.float32)
+    folder = save(tensors, architectures=["BertForTokenClassification"])
+    with pytest.raises(UserError, match=f"missing: bert.{QUERY}$"):
+        load(folder)
+
+
+def test_tables_without_axes_are_misshapen(save):
+    scalar, name = np.zeros((), np.float32), "embeddings.word_embeddings.weight"
+    tensors = their_weights() | {name: scalar, "cls.predictions.decoder.weight": scalar}
+    folder = save(tensors, architectures=["BertForMaskedLM"])
+    with pytest.raises(UserError, match=rf"misshapen: {name} \[\] "):
+        load(folder)
+
+
+def test_what_is_not_finite_in_an_export_is_refused_with_its_folder(
+    save, tmp_path_factory
+):
+    tensors = their_weights()
+    tensors[QUERY][0, 0] = np.nan
+    folder, out = save(tensors), tmp_path_factory.mktemp("export") / "out"
+    with pytest.raises(UserError, match=f"{folder}: .* NaN or .*; fetch the model"):
+        export_source(str(folder), out, Layout(), lambda *_: "")
+
+
+@pytest.mark.parametrize("target", ["absent", "model.safetensors"])
+def test_a_broken_link_to_weights_is_called_one(save, open_model, target):
+    folder = save(their_weights())
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(target)
+    assert f"a broken link, to {target}" in refusal(open_model, folder)
+
+
+def test_an_index_of_nothing_is_refused(save, open_model):
+    folder = save(their_weights())
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert "weight_map is empty" in refusal(open_model, folder)
+
+
+@pytest.mark.parametrize("shape", [[0, 10**30], [0, 2**62], [0] + [1] * 40])
+def test_a_shape_that_no_tensor_has_is_refused(save, open_model, shape):
+    folder = save(their_weights())
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    text = json.dumps({"pooler.x": entry}).encode()
+    content = len(text).to_bytes(8, "little") + text
+    (folder / "model.safetensors").write_bytes(content)
+    assert "which no tensor has" in refusal(open_model, folder)
 
 
 def test_a_missing_pooler_is_refused_with_what_to_do(save, open_model):
