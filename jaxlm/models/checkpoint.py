@@ -94,19 +94,36 @@ def own_head(checkpoint: Checkpoint) -> str | None:
       UserError: config.json names another class.
     """
     name, family = class_name(checkpoint.hf), checkpoint.family
+    names = checkpoint.hf.get("architectures")
+    if names and not isinstance(names, list):
+        raise UserError(
+            f"{checkpoint.directory}/config.json: architectures={names!r} is not"
+            " allowed; a list of the name of a class"
+        )
     if name.endswith("ForPreTraining"):
         return family.pretraining
     ends = [head for end, head in HEADS.items() if name.endswith(end)]
     if ends and ends[0] in family.heads:
         return ends[0]
     if ends or not name.endswith("Model"):
-        names = checkpoint.hf.get("architectures")
         allowed = ", ".join(("Model", "ForPreTraining", *HEADS))
         raise UserError(
             f"{checkpoint.directory}/config.json: architectures={names!r} is not"
             f" supported for {family.model_type}; a name that ends in one of {allowed}"
         )
     return None
+
+
+def headless(checkpoint: Checkpoint) -> str:
+    """Why a checkpoint is a bare model, for a message: by config.json's words."""
+    names = checkpoint.hf.get("architectures")
+    path = checkpoint.directory / "config.json"
+    if names:
+        return f"{path}: architectures={names!r} is a bare model without a head"
+    return (
+        f"{path}: architectures, which says which head the model has, is missing or"
+        " empty"
+    )
 
 
 def stored_labels(hf: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.models.beam import Beams, search, start_beams
+from jaxlm.models.checkpoint import headless
 from jaxlm.models.decoding import (
     Sequences,
     Start,
@@ -75,12 +76,16 @@ class Generator:
     def __init__(self, model: Pretrained):
         # Without the parameters as they were: whoever needs them has the model.
         self.model, self.config = replace(model, params={}), model.config
-        where = model.checkpoint.directory
+        if model.head is None:
+            raise UserError(
+                f"{headless(model.checkpoint)}; to generate takes a causal language"
+                " model, or an encoder-decoder"
+            )
         if model.head != "language" or not (self.config.decoder or self.config).causal:
             raise UserError(
-                f"{where}: {model.checkpoint.family.model_type} with the head"
-                f" {model.head} cannot generate; take a causal language model, or an"
-                " encoder-decoder"
+                f"{model.checkpoint.directory}: {model.checkpoint.family.model_type}"
+                f" with the head {model.head} cannot generate; take a causal language"
+                " model, or an encoder-decoder"
             )
         self.params = for_decoding(model.params)
         self.dtype = model.dtype

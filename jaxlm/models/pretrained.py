@@ -6,6 +6,7 @@ gives the parts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +24,7 @@ from jaxlm.core.types import Apply, Batch, Params
 from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.checkpoint import (
     Checkpoint,
+    headless,
     open_checkpoint,
     own_head,
     stored_labels,
@@ -166,8 +168,35 @@ class Pretrained:
         return self.kept["tokenizer"]
 
 
+REMATS = ("none", "block", "dots")
+"""What ``models.stacks`` computes again."""
+
+
+def check_options(remat: str, dtype: Any, vocab_size: Any, multiple: Any) -> None:
+    """Refuse options of ``load`` that are not allowed, before anything is read."""
+    if remat not in REMATS:
+        raise UserError(f"remat={remat!r} is not allowed; one of {', '.join(REMATS)}")
+    try:
+        floats = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except (TypeError, ValueError):
+        floats = False
+    if not floats:
+        raise UserError(
+            f"dtype={dtype!r} is not allowed; one of floats, such as jnp.bfloat16"
+        )
+    if vocab_size is not None and type(vocab_size) is not int:
+        raise UserError(
+            f"vocab_size={vocab_size!r} is not allowed; a whole number, or None for"
+            " the model's own"
+        )
+    if type(multiple) is not int or multiple < 1:
+        raise UserError(
+            f"vocab_multiple={multiple!r} is not allowed; a whole number, at least 1"
+        )
+
+
 def load(
-    source: str,
+    source: str | os.PathLike[str],
     *,
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules = NO_RULES,
@@ -186,9 +215,10 @@ def load(
 
     Raises:
       UserError: no such source, another architecture, weights that do not fit, or heads
-        that the mesh does not divide.
+        that the mesh does not divide; or an option that is not allowed.
     """
-    checkpoint = open_checkpoint(source)
+    check_options(remat, dtype, vocab_size, vocab_multiple)
+    checkpoint = open_checkpoint(os.fspath(source))
     head = own_head(checkpoint)
     scan = jax.default_backend() != "cpu" if scan is None else scan
     config = resize(fitted(checkpoint, head, scan), vocab_size, vocab_multiple)
@@ -228,7 +258,7 @@ def unrolled(config: TransformerConfig) -> TransformerConfig:
 
 
 def logits(
-    source: str,
+    source: str | os.PathLike[str],
     tokens: Sequence[Any] | np.ndarray,
     mask: Sequence[Any] | np.ndarray | None = None,
     *,
@@ -251,8 +281,8 @@ def logits(
     where = model.checkpoint.directory
     if model.head is None:
         raise UserError(
-            f"{where}: a bare model without a head has no logits; take load(source)"
-            " and its outputs' hidden"
+            f"{headless(model.checkpoint)}: there are no logits; take load(source) and"
+            " its outputs' hidden, or write the class with its head into architectures"
         )
     batch = make_batch(model.config, tokens, mask, str(where))
     if model.config.decoder is not None:
@@ -268,21 +298,41 @@ def logits(
     return found[:, 0] if model.head == "text" else found
 
 
+def as_array(name: str, rows: Any) -> np.ndarray:
+    """Rows as an array; those of different lengths are refused."""
+    try:
+        return np.asarray(rows)
+    except ValueError as problem:
+        raise UserError(
+            f"{name}: rows of different lengths are not allowed; pad them to the"
+            " longest, and give a mask that is False at padding"
+        ) from problem
+
+
 def make_batch(config: TransformerConfig, tokens: Any, mask: Any, where: str) -> Batch:
     """One example a row, as ``apply`` wants it; see ``jaxlm.core.types.Batch``.
 
     Raises:
       UserError: shapes that do not fit, a token outside the vocabulary, or too many.
     """
-    tokens = np.asarray(tokens)
+    tokens = as_array("tokens", tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise UserError(
             f"tokens: {tokens.dtype}{list(tokens.shape)} is not allowed; integers"
             " [B, S]"
         )
-    mask = (
-        np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
-    )
+    if not tokens.size:
+        raise UserError(
+            f"tokens: {list(tokens.shape)} is not allowed; at least one row of one"
+            " token"
+        )
+    mask = np.ones(tokens.shape, bool) if mask is None else as_array("mask", mask)
+    if mask.dtype.kind not in "bui" or not np.isin(mask, (0, 1)).all():
+        raise UserError(
+            f"mask: {mask.dtype} that is not true and false, or 1 and 0, is not"
+            " allowed; true at real tokens, false at padding"
+        )
+    mask = mask.astype(bool)
     if mask.shape != tokens.shape:
         raise UserError(
             f"mask: {list(mask.shape)} is not the shape of tokens, {list(tokens.shape)}"

@@ -11,7 +11,7 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import Rules, make_mesh
 from jaxlm.models.checkpoint import BUILT_IN, open_checkpoint
 from jaxlm.models.exporting import Layout, export_source
-from jaxlm.models.pretrained import Pretrained, labels_of, load, make_batch
+from jaxlm.models.pretrained import Pretrained, labels_of, load, logits, make_batch
 from jaxlm.models.stops import own_stops
 from tests.models import families
 
@@ -57,7 +57,7 @@ def test_quantized_weights_are_refused_by_name(write):
         open_checkpoint(source)
 
 
-@pytest.mark.parametrize("count", [10**12, "5", 5.0, True, 0, None])
+@pytest.mark.parametrize("count", [10**12, 10**9, "5", 2.5, True, 0, -3, None])
 def test_a_number_of_labels_that_is_none_is_refused(write, count):
     heads = {"architectures": ["BertForTokenClassification"], "num_labels": count}
     with pytest.raises(UserError, match="config.json: num_labels=.* a whole number"):
@@ -150,3 +150,57 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_and_not_exported(
     with pytest.raises(UserError, match=refused):
         export_source(f"random:{folder}", out, Layout(), lambda *_: "")
     assert not out.exists()
+
+
+OPTIONS = [
+    ("remat", "all", "remat='all' is not allowed; one of none, block, dots"),
+    ("dtype", "int32", "dtype='int32' is not allowed; one of floats"),
+    ("dtype", "half-float", "dtype='half-float' is not allowed"),
+    ("dtype", None, "dtype=None is not allowed"),
+    ("vocab_size", 3000.0, "vocab_size=3000.0 is not allowed; a whole number"),
+    ("vocab_multiple", 0, "vocab_multiple=0 is not allowed; .* at least 1"),
+    ("vocab_multiple", "8", "vocab_multiple='8' is not allowed"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "refused"), OPTIONS)
+def test_an_option_of_loading_that_is_none_is_refused(option, value, refused):
+    with pytest.raises(UserError, match=refused):
+        load("random:tiny", **{option: value})
+
+
+ROWS = [
+    ([[1, 2], [3]], None, "tokens: rows of different lengths .* pad them .* a mask"),
+    ([[1, 2], [3, 4]], [[1, 1], [1]], "mask: rows of different lengths"),
+    ([[]], None, r"tokens: float64\[1, 0\] is not allowed"),
+    (np.zeros((0, 4), int), None, r"tokens: \[0, 4\] .* at least one row of one"),
+    (np.zeros((1, 0), int), None, r"tokens: \[1, 0\] .* at least one row of one"),
+    ([[1, 2]], [[1.0, 0.0]], "mask: float64 that is not true and false"),
+    ([[1, 2]], [[0, -10000]], "mask: int64 that is not true and false, or 1 and 0"),
+    ([[1, 2]], [["yes", "no"]], "mask: <U3 that is not true"),
+]
+
+
+@pytest.mark.parametrize(("tokens", "mask", "refused"), ROWS)
+def test_rows_that_are_none_are_refused(tokens, mask, refused):
+    config = open_checkpoint("random:tiny").config
+    with pytest.raises(UserError, match=refused):
+        make_batch(config, tokens, mask, "here")
+
+
+@pytest.mark.parametrize("names", [None, [], ["BertModel"]])
+def test_a_bare_model_is_refused_by_what_config_json_says(write, names):
+    source = write(BERT | {"architectures": names})
+    with pytest.raises(UserError, match="config.json: architectures.* no logits"):
+        logits(source, [[1, 2]])
+
+
+def test_a_class_that_is_in_no_list_is_refused(write):
+    source = write(BERT | {"architectures": "BertForMaskedLM"})
+    with pytest.raises(UserError, match="architectures='BertForMaskedLM' is not allow"):
+        load(source)
+
+
+def test_a_source_may_be_a_path(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load(tmp_path / "absent")
