@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,6 +23,8 @@ from jaxlm.experiment.flags import add_flags, read_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from jaxlm.models.generation import Generation
 
 COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 CHUNK = 1024
@@ -52,15 +55,23 @@ def main(arguments: list[str]) -> None:
     known, _ = parser.parse(arguments)
     generation = read_flags(known)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from rich.console import Console
-
-    from jaxlm.experiment.runs import Run
-
     if known.model and known.step != "best":
         raise UserError("--step chooses a checkpoint of --workdir; leave it out")
     if known.step == "all":
         raise UserError("--step=all: one checkpoint predicts; allowed: best, last, N")
-    inputs = given_texts(known.text) if known.text else read_inputs(known.input)
+    with ExitStack() as files:
+        texts = known.text and given_texts(known.text)
+        predict(known, generation, texts or read_inputs(known.input, files))
+
+
+def predict(
+    known: argparse.Namespace, generation: Generation, inputs: Iterator[dict[str, Any]]
+) -> None:
+    """Print what a run or a model makes of the inputs."""
+    from rich.console import Console
+
+    from jaxlm.experiment.runs import Run
+
     if known.model:
         from jaxlm.experiment.generating import answer
 
@@ -101,10 +112,10 @@ def given_texts(texts: list[str]) -> Iterator[dict[str, Any]]:
         yield {"id": str(number), "source": f"--text number {number}", "text": text}
 
 
-def read_inputs(path: str) -> Iterator[dict[str, Any]]:
+def read_inputs(path: str, files: ExitStack) -> Iterator[dict[str, Any]]:
     """The lines of a file that hold anything: JSON objects, or texts.
 
-    It is opened at once, and read as lines are asked for.
+    It is opened at once, as one of ``files``, and read as lines are asked for.
 
     Raises:
       UserError: no such file, that of standard output, not UTF-8, or an object
@@ -114,6 +125,7 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
         raise UserError("--input=-: standard input is closed; name a file")
     try:
         file = sys.stdin.buffer if path == "-" else Path(path).open("rb")
+        files.enter_context(file)
     except OSError as problem:
         raise UserError(f"--input={path}: {problem.strerror}") from problem
     if is_output(file):
@@ -125,17 +137,16 @@ def read_inputs(path: str) -> Iterator[dict[str, Any]]:
 
 
 def lines_of(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
-    """The inputs of an open file, which is closed at its end."""
-    with file:
-        for number, line in bounded(file, name):
-            where = f"{name}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as problem:
-                raise UserError(f"{where}: not UTF-8 text") from problem
-            if text.strip():  # of which only the line's end is not the user's text
-                own = parse_input(text.rstrip("\r\n"), where)
-                yield {"id": str(number), **own, "source": where}
+    """The inputs of an open file."""
+    for number, line in bounded(file, name):
+        where = f"{name}:{number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as problem:
+            raise UserError(f"{where}: not UTF-8 text") from problem
+        if text.strip():  # of which only the line's end is not the user's text
+            own = parse_input(text.rstrip("\r\n"), where)
+            yield {"id": str(number), **own, "source": where}
 
 
 def is_output(file: BinaryIO) -> bool:

@@ -64,6 +64,7 @@ def test_a_command_is_understood(page, door, arguments, capsys, monkeypatch, tmp
     else:  # past its flags, and no further
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("jaxlm.models.checkpoint.locate", absent)
+        (tmp_path / "prompts.jsonl").touch()
         with pytest.raises(
             UserError, match=r"runs/\w+/config.json: no such file|no such folder"
         ):

@@ -78,8 +78,8 @@ class Generator:
         self.model, self.config = replace(model, params={}), model.config
         if model.head is None:
             raise UserError(
-                f"{headless(model.checkpoint)}; to generate takes a causal language"
-                " model, or an encoder-decoder"
+                f"{headless(model.checkpoint)}, and cannot generate; take a causal"
+                " language model, or an encoder-decoder"
             )
         if model.head != "language" or not (self.config.decoder or self.config).causal:
             raise UserError(
