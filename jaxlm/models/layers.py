@@ -68,8 +68,8 @@ def matmul(
 def _by_columns(x: jax.Array, weights: jax.Array, dtype: Any) -> jax.Array:
     """``x [..., D]`` by ``weights [F, D]`` as a product of these with few columns.
 
-    XLA:CPU has a kernel for it that takes half the time of the product with few rows,
-    into which it would turn this one but for the barriers.
+    XLA:CPU has a faster kernel for it than for the product with few rows, into which
+    it would turn this one but for the barriers.
     """
     columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
     y = jnp.matmul(weights, columns, preferred_element_type=dtype)

@@ -30,19 +30,19 @@ class Shared(NamedTuple):
     """What all layers read beside their input, computed once.
 
     ``segments i32[B, S]`` are those of the queries. ``biases`` (of scores) and
-    ``rotations`` have an entry for each of the config's ``kinds``. ``relative`` is
-    DeBERTa's table of distances f32[2 span, D] and the row of it that each pair of
-    tokens reads, i32[S, S]. ``memory [B, T, D]`` is what a decoder reads of its
-    encoder, under ``memory_bias``; ``slot i32[]`` is where new tokens go in a cache.
+    ``rotations`` have an entry for each of the config's ``kinds``. ``slot i32[]`` is
+    where new tokens go in a cache. ``relative`` is DeBERTa's table of distances f32[2
+    span, D] and the row of it that each pair of tokens reads, i32[S, S]. ``memory [B,
+    T, D]`` is what a decoder reads of its encoder, under ``memory_bias``.
     """
 
     segments: jax.Array
     biases: tuple[jax.Array, ...]
     rotations: tuple[Rotation | None, ...]
+    slot: jax.Array
     relative: tuple[jax.Array, jax.Array] | None = None
     memory: jax.Array | None = None
     memory_bias: jax.Array | None = None
-    slot: jax.Array | None = None
 
 
 class Attention(nnx.Module):
@@ -94,7 +94,6 @@ class Attention(nnx.Module):
         relative = self.relative(query, keys, shared, key)
         bias, kept = shared.biases[kind], {}
         if cache is not None:
-            assert shared.slot is not None
             new = {"key": keys.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
             seen, kept = remembered(cache, new, shared.slot, bias.shape[-1])
             keys, value = (seen[name].swapaxes(1, 2) for name in ("key", "value"))

@@ -207,10 +207,10 @@ class Layers(nnx.Module):
             segments,
             tuple(biases),
             tuple(rotations),
+            jnp.asarray(slot, jnp.int32),
             relative,
             memory=None if memory is None else memory[0],
             memory_bias=there,
-            slot=jnp.asarray(slot, jnp.int32),
         )
         return shared, kept
 

@@ -32,19 +32,29 @@ class Watch:
         self.cut: dict[int, tuple[int, str]] = {}
         """By row, how many tokens and which text stand before a stop string."""
 
+    @property
+    def reader(self) -> Detokenizer:
+        """What gives texts.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if self.detokenizer is None:
+            raise ValueError("to look at texts takes a detokenizer")
+        return self.detokenizer
+
     def look(self, tokens: np.ndarray, last: bool) -> np.ndarray:
         """Stream what is new of ``tokens [B, n]``; which rows met a stop string.
 
         ``last``: no more tokens will come.
         """
-        assert self.detokenizer is not None
         for row in range(len(self.said)):
             if row in self.cut:
                 continue
             ids = ended(tokens[row].tolist(), self.stops)
             finished = last or bool(ids and ids[-1] in self.stops)
-            read = self.detokenizer.text if finished else self.detokenizer.settled
-            text = read(ids)
+            reader = self.reader
+            text = reader.text(ids) if finished else reader.settled(ids)
             at = first_of(text, self.strings)
             if at is not None:
                 text = text[:at]
@@ -54,9 +64,8 @@ class Watch:
 
     def shortest(self, ids: list[int]) -> int:
         """How many tokens it takes to reach a stop string."""
-        assert self.detokenizer is not None
         for count in range(1, len(ids)):
-            if first_of(self.detokenizer.text(ids[:count]), self.strings) is not None:
+            if first_of(self.reader.text(ids[:count]), self.strings) is not None:
                 return count
         return len(ids)
 
