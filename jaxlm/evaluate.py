@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     name = result_name(known.data, known.split)
     steps = [] if known.watch else run.choose(known.step)
     data = run.dataset(split, known.data, **reading)
-    headline = run.parts.task.headline
+    headline = run.parts.task.headline.removeprefix("-")
     if known.watch:
         for step, evaluation in run.watch(data, name):
             loss, value = evaluation.metrics["loss"], evaluation.metrics[headline]

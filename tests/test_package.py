@@ -46,8 +46,9 @@ def test_importing_the_trainer_loads_neither_torch_nor_tensorflow():
         ("jaxlm.data", "sample/validation.jsonl"),
         ("jaxlm.data", "sample/test.jsonl"),
         ("jaxlm.data", "sample/LICENSE"),
-        ("jaxlm.models", "tiny/config.json"),
-        ("jaxlm.models", "tiny/tokenizer.json"),
+        ("jaxlm.models", "built_in/tiny/config.json"),
+        ("jaxlm.models", "built_in/tiny/tokenizer.json"),
+        ("jaxlm.models", "built_in/llama-7b/config.json"),
     ],
 )
 def test_package_data_is_there(package, name):

@@ -104,9 +104,9 @@ class Task(Protocol):
     content: str
     """The field that a record must have: ``tokens`` or ``text``."""
     target: str
-    """The field that a labelled record has besides: ``labels`` or ``label``."""
+    """The field of what is learned: ``labels``, ``label``, or the text itself."""
     headline: str
-    """The metric under its plain name, such as ``f1``; greater is better."""
+    """The metric that counts, such as ``f1``; ``-perplexity``: less is better."""
     pooler: bool
     """Whether the backbone needs its pooler."""
     labels: list[str]
@@ -116,6 +116,11 @@ class Task(Protocol):
 
     least_labels: int
     """How many labels there must be for anything to be learned."""
+
+    @staticmethod
+    def stride(max_length: int) -> int:
+        """Tokens that two windows of an example share by default."""
+        ...
 
     @classmethod
     def make(
@@ -135,6 +140,13 @@ class Task(Protocol):
 
     def build(self, backbone: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
         """Add the head to a backbone."""
+        ...
+
+    def present(self, batch: Batch, key: jax.Array | None) -> Batch:
+        """Device, pure: the whole batch as the model is shown it, masked, say.
+
+        Outputs and losses are of what this returns. ``key=None``: as in evaluation.
+        """
         ...
 
     def losses(self, outputs: Outputs, batch: Batch) -> Losses:

@@ -20,8 +20,9 @@ class DataConfig:
     test: Source = field("sample:ner", "data scored once at the end; '' for none")
     format: str = field(
         "auto",
-        "file format of path sources; auto: by the file's ending",
-        choices=("auto", "conll", "jsonl", "csv", "tsv", "parquet"),
+        "file format of path sources; auto: by the file's ending; text: all of a file"
+        " is one running text",
+        choices=("auto", "conll", "jsonl", "csv", "tsv", "parquet", "text"),
     )
     columns: str = field(
         "",
@@ -37,7 +38,7 @@ class DataConfig:
     stride: int | None = field(
         None,
         "tokens that two windows of an example share (overflow=split); none: a quarter"
-        " of max_length",
+        " of max_length, or 1 for causal_lm and 0 for masked_lm",
         minimum=0,
     )
     overflow: str = field(

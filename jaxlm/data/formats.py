@@ -1,4 +1,4 @@
-"""Files to records: CoNLL, JSONL, CSV, TSV and Parquet."""
+"""Files to records: CoNLL, JSONL, CSV, TSV, Parquet and running text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxlm.data.conll import looks_like_conll, read_conll
 from jaxlm.data.lines import LONGEST, lines
 from jaxlm.data.parquet import read_parquet
 
-FORMATS = ("conll", "jsonl", "csv", "tsv", "parquet")
+FORMATS = ("conll", "jsonl", "csv", "tsv", "parquet", "text")
 
 _ENDINGS = {
     ".conll": "conll",
@@ -33,12 +33,17 @@ _ENDINGS = {
 
 
 def read(
-    path: Path, format: str = "auto", columns: Columns | None = None
+    path: Path,
+    format: str = "auto",
+    columns: Columns | None = None,
+    *,
+    running: bool = False,
 ) -> Iterator[Record]:
     """Read one file, UTF-8 with or without a byte-order mark; lines end in LF or CRLF.
 
-    ``format`` is one of `FORMATS` or ``auto`` (see `guess`); ``columns`` is what
-    `parse_columns` gives. Labels come as they are written; ids only where the file has
+    ``format`` is one of `FORMATS` or ``auto`` (see `guess`); where ``running`` text is
+    wanted, ``auto`` takes a file whose ending says nothing for that. ``columns`` is
+    what `parse_columns` gives. Labels come as they are written; ids only where the file has
     them. CoNLL records of a file with ``-DOCSTART-`` lines have ``document``, counted
     from 0 over the file.
 
@@ -48,7 +53,9 @@ def read(
     """
     _check_regular(path)
     columns = columns or {}
-    format = guess(path, columns) if format == "auto" else format
+    if format == "auto":
+        plain = running and path.suffix.lower() not in _ENDINGS
+        format = "text" if plain and _head(path) != b"PAR1" else guess(path, columns)
     if format not in _READERS:
         raise UserError(
             f"config.data.format={format!r} is not known; use auto,"
@@ -199,10 +206,22 @@ def _rows(path: Path, rows: Any) -> Iterator[tuple[int, list[str]]]:
             yield start, row
 
 
+def _read_text(path: Path, columns: Columns) -> Iterator[Record]:
+    if os.stat(path).st_size > LONGEST:
+        raise UserError(
+            f"{path}: {os.stat(path).st_size:,} bytes are too many for one text; at"
+            f" most {LONGEST:,}: split it, as in: split -C {LONGEST >> 20}m"
+        )
+    text = "".join(line for _, line in lines(path))
+    if text.strip():
+        yield {"text": text, "source": str(path)}
+
+
 _READERS = {
     "conll": read_conll,
     "jsonl": _read_jsonl,
     "csv": _read_csv,
     "tsv": _read_tsv,
     "parquet": read_parquet,
+    "text": _read_text,
 }

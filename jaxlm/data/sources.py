@@ -23,6 +23,7 @@ SAMPLE = files("jaxlm.data") / "sample"
 _SAMPLES: dict[str, Columns] = {
     "ner": {"id": "id", "tokens": "tokens", "labels": "labels"},
     "topics": {"id": "id", "text": "text", "label": "register"},
+    "text": {"id": "id", "text": "text", "label": "register"},
 }
 LONGEST = 4096
 """Characters of a source string."""
@@ -42,12 +43,13 @@ def load(
     format: str = "auto",
     columns: str = "",
     scheme: str = "auto",
+    running: bool = False,
 ) -> list[Record]:
     """Load the records of one data set.
 
     ``source`` is a sequence of dicts, or a string:
 
-    - ``sample:ner``, ``sample:topics``, each with ``:split`` or not;
+    - ``sample:ner``, ``sample:topics``, ``sample:text``, each with ``:split`` or not;
     - ``hf:name[/subset][@revision][:split]`` (see `hub.from_hub`);
     - a path or a glob, ``~`` expanded, files in sorted order; or a directory that
       ``save_to_disk`` of ``datasets`` wrote;
@@ -57,7 +59,8 @@ def load(
       to the whole mixture at the end of one, to a part before the part's weight.
 
     ``split`` is used where the string names none; files have no splits. ``format``,
-    ``columns`` and ``scheme`` are those of `DataConfig` and hold for every part.
+    ``columns`` and ``scheme`` are those of `DataConfig` and hold for every part;
+    ``running``: see `formats.read`.
 
     Every record has ``source``, either ``tokens`` or ``text``, and a unique ``id``: its
     own where it has one, else its place (from 0) in its set before slicing. If two
@@ -67,7 +70,7 @@ def load(
     Raises:
         UserError: a source that is not there, is unsound or is empty.
     """
-    loader = _Loader(split, format, parse_columns(columns), scheme)
+    loader = _Loader(split, format, parse_columns(columns), scheme, running)
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str):
@@ -115,7 +118,8 @@ def describe(records: Sequence[Record]) -> str:
         counts.update(item["label"] for item in records if "label" in item)
         what = f"{len(counts):,} labels"
     if not any("labels" in item or "label" in item for item in records):
-        return ", ".join([*parts, "no labels"])
+        letters = sum(len(item.get("text", "")) for item in records)
+        return ", ".join([*parts, f"{letters:,} characters"] if letters else parts)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     listed = [f"{label} {count:,}" for label, count in ranked[:10]]
     if len(ranked) > 10:
@@ -126,8 +130,10 @@ def describe(records: Sequence[Record]) -> str:
 class _Loader:
     """Loads any source string; slices and mixtures are loaded part by part."""
 
-    def __init__(self, split: str, format: str, columns: Columns, scheme: str):
-        self.split, self.format = split, format
+    def __init__(
+        self, split: str, format: str, columns: Columns, scheme: str, running: bool
+    ):
+        self.split, self.format, self.running = split, format, running
         self.columns, self.scheme = columns, scheme
 
     def load(self, source: str) -> list[Record]:
@@ -168,7 +174,10 @@ class _Loader:
         paths = _paths(source)
         if hub.is_saved(paths[0]):
             return hub.from_disk(paths[0], self.split, self.columns)
-        sets = [list(formats.read(p, self.format, self.columns)) for p in paths]
+        sets = [
+            list(formats.read(path, self.format, self.columns, running=self.running))
+            for path in paths
+        ]
         return [item for records in _number_documents(sets) for item in records]
 
 
@@ -196,7 +205,11 @@ def _sample(source: str, split: str) -> list[Record]:
             f"{allowed}, with a split or not: " + ", ".join(_SPLITS)
         )
     with as_file(SAMPLE / f"{split}.jsonl") as path:
-        return list(formats.read(path, "jsonl", _SAMPLES[name]))
+        records = list(formats.read(path, "jsonl", _SAMPLES[name]))
+    if name == "text":
+        for item in records:
+            del item["label"]
+    return records
 
 
 def _paths(source: str) -> list[Path]:

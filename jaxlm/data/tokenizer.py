@@ -74,6 +74,26 @@ class Tokenizer:
         """The whole tokenizer as JSON: what ``tokenizer.json`` holds."""
         return self._tokenizer.to_str()
 
+    @property
+    def mask(self) -> int | None:
+        """The id of what stands for a hidden token; None: there is none."""
+        return self._special("mask_token", ("[MASK]", "<mask>"))
+
+    @property
+    def end(self) -> int | None:
+        """The id of what ends a text of a language model; None: there is none."""
+        return self._special("eos_token", ("<|endoftext|>", "</s>"))
+
+    def _special(self, setting: str, usual: tuple[str, ...]) -> int | None:
+        """By tokenizer_config.json, else what the token is usually called."""
+        file = self.directory / "tokenizer_config.json"
+        found = read_json(file) if file.exists() else {}
+        named = found.get(setting) if isinstance(found, dict) else None
+        named = named.get("content") if isinstance(named, dict) else named
+        names = (named,) if isinstance(named, str) else usual
+        ids = (self.number(name) for name in names)
+        return next((number for number in ids if number is not None), None)
+
     def number(self, token: str) -> int | None:
         """The id of a token; None where it is in no vocabulary."""
         return self._tokenizer.token_to_id(token)

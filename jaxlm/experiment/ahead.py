@@ -69,5 +69,6 @@ def compiled_step(run: Prepared, states: States) -> Step:
     """The step of the run's task, compiled when it is first taken in a phase."""
     parts = run.parts
     objective = task_objective(parts.task, parts.model.apply)
-    step = make_step(objective, states.optimizer, parts.config.train.accumulation)
+    accumulation = parts.config.train.accumulation
+    step = make_step(objective, states.optimizer, accumulation, parts.task.present)
     return jax.jit(step, donate_argnums=0)

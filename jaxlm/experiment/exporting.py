@@ -12,6 +12,7 @@ from jaxlm.core.files import atomic_write_json
 from jaxlm.data.tokenizer import GENERAL, Tokenizer
 from jaxlm.experiment.model_card import run_card, source_card
 from jaxlm.experiment.runs import Run
+from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.checkpoint import RANDOM, Checkpoint, read_config
 from jaxlm.models.exporting import (
     CARD,
@@ -23,7 +24,12 @@ from jaxlm.models.exporting import (
 )
 from jaxlm.train.recorded import read_object
 
-HEADS = {"token_classification": "tokens", "text_classification": "text"}
+HEADS = {
+    "token_classification": "tokens",
+    "text_classification": "text",
+    "masked_lm": "language",
+    "causal_lm": "language",
+}
 """The kind of head that a task learns; see ``Family.heads``."""
 AUTO = {
     None: "AutoModel",
@@ -56,11 +62,12 @@ def export_run(
     Raises:
       UserError: transformers has no class for it, or the output is in use.
     """
-    head = HEADS.get(run.config.task.name)
+    head = HEADS[run.config.task.name]
     model = run.workdir / "model"
-    family, _, hf = read_config(model)
-    name = family.class_name(head) if head else None
-    if head is None or name is None:
+    family, transformer, hf = read_config(model)
+    name = language_class(hf, transformer.causal)
+    name = name if head == "language" else family.class_name(head)
+    if name is None:
         raise UserError(
             f"{run.workdir}: transformers has no {run.config.task.name} for"
             f" {family.model_type}, so nothing would open an export"
@@ -87,9 +94,19 @@ def export_run(
             name=output.resolve().name,
             head=head,
             labels=run.parts.task.labels,
-            opens=AUTO[head],
+            opens=opens_by(head, transformer),
         )
         (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def language_class(hf: dict[str, Any], causal: bool) -> str | None:
+    """The class of transformers for a family's head over the vocabulary."""
+    from transformers.models.auto import modeling_auto
+
+    names = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if causal:
+        names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return names.get(hf["model_type"])
 
 
 def sources(run: Run) -> list[Path]:
@@ -109,8 +126,9 @@ def run_config(run: Run, hf: dict[str, Any], head: str, name: str) -> dict[str, 
     config = {key: value for key, value in hf.items() if key not in gone}
     config["architectures"] = [name]
     config["vocab_size"] = run.parts.transformer.vocab_size  # new tokens, too
-    config["id2label"] = {str(number): each for number, each in enumerate(labels)}
-    config["label2id"] = {each: number for number, each in enumerate(labels)}
+    if labels:
+        config["id2label"] = {str(number): each for number, each in enumerate(labels)}
+        config["label2id"] = {each: number for number, each in enumerate(labels)}
     if head != "text":
         return config
     pooling = run.parts.transformer.pooling
@@ -199,6 +217,14 @@ def settle_tokenizer(
     atomic_write_json(path, known)
 
 
+def opens_by(head: str | None, config: TransformerConfig) -> str:
+    """The class of transformers that opens a model by itself."""
+    if config.decoder is not None:
+        return AUTO.get(head, "AutoModelForSeq2SeqLM")
+    language = "AutoModelForCausalLM" if config.causal else "AutoModelForMaskedLM"
+    return AUTO.get(head, language)
+
+
 def export_model(
     source: str,
     output: Path,
@@ -208,12 +234,7 @@ def export_model(
     """Write an untouched checkpoint again; see ``export_source``."""
 
     def card(checkpoint: Checkpoint, head: str | None) -> str:
-        language = "AutoModelForMaskedLM"
-        if checkpoint.config.decoder is not None:
-            language = "AutoModelForSeq2SeqLM"
-        elif checkpoint.config.causal:
-            language = "AutoModelForCausalLM"
-        opens = AUTO.get(head, language)
+        opens = opens_by(head, checkpoint.config)
         return source_card(source, checkpoint.family.model_type, head, opens)
 
     export_source(source, output, layout, card, say)

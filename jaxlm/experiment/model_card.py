@@ -39,11 +39,11 @@ def run_card(
     return _joined(
         _front(PIPELINES.get(head), base=config.model.pretrained),
         f"# {_line(name)}",
-        f"{task.capitalize()}, fine-tuned by jaxlm from"
+        f"{task.capitalize()}, trained by jaxlm from"
         f" `{_line(config.model.pretrained)}`: the checkpoint of step {step:,} of"
         f" `{_line(workdir.resolve().name)}`.",
         _usage(opens),
-        "## Labels",
+        "## Labels" if labels else "",
         ", ".join(f"`{_line(label)}`" for label in labels),
         "## Data",
         _data(config, facts),

@@ -14,7 +14,8 @@ from jaxlm.core.trees import flatten as flat
 from jaxlm.core.trees import unflatten as unflat
 from jaxlm.core.types import Params
 from jaxlm.experiment.wiring import Parts, head_rngs
-from jaxlm.models.checkpoint import Checkpoint, classifier_kind
+from jaxlm.models.checkpoint import Checkpoint, classifier_kind, own_head
+from jaxlm.models.heads import LanguageModel
 from jaxlm.models.pretrained import labels_of
 from jaxlm.models.weights import load_weights
 
@@ -75,12 +76,19 @@ def stored_head(parts: Parts, checkpoint: Checkpoint) -> StoredHead | None:
     return StoredHead(kind, labels_of(checkpoint), parts.task.labels)
 
 
+def stored_language(parts: Parts, checkpoint: Checkpoint) -> str | None:
+    """``language``, where the run trains such a head and the checkpoint has one."""
+    wanted = isinstance(parts.model.skeleton, LanguageModel)
+    return "language" if wanted and own_head(checkpoint) == "language" else None
+
+
 def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
     """Pretrained backbone, new head; all new for ``random:`` sources.
 
     A classifier that the checkpoint has for the same labels is taken, its outputs in
-    the task's order. Every leaf is born in its sharding. What of a backbone only a head
-    needs, and its checkpoint lacks (the pooler of most families), is new too.
+    the task's order, and so is a head over the vocabulary. Every leaf is born in its
+    sharding. What of a backbone only a head needs, and its checkpoint lacks (the pooler
+    of most families), is new too.
     """
     key = jax.random.key(parts.config.seed)
     if checkpoint.weights is None:
@@ -88,7 +96,7 @@ def new_params(parts: Parts, checkpoint: Checkpoint) -> Params:
     fitted = replace(checkpoint, config=parts.transformer)
     stored = stored_head(parts, checkpoint)
     taken = stored if stored and stored.fits else None
-    kind = taken and taken.kind
+    kind = taken.kind if taken else stored_language(parts, checkpoint)
     loaded = load_weights(
         fitted, parts.model.shapes, parts.shardings, kind, seed=parts.config.seed
     )

@@ -14,11 +14,13 @@ from jaxlm.core import trees
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, with_checksum
 from jaxlm.core.mesh import make_mesh
+from jaxlm.core.sources import locate
 from jaxlm.data import sources
 from jaxlm.data.config import Source
 from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan, plan_run
+from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.digests import write_digests
 from jaxlm.experiment.parameters import stored_head
@@ -33,6 +35,7 @@ from jaxlm.experiment.wiring import (
     save_model,
 )
 from jaxlm.models.checkpoint import Checkpoint, open_checkpoint
+from jaxlm.models.folders import has_tokenizer
 from jaxlm.train.phases import Phases, make_phases, parse_phases
 from jaxlm.train.recorded import read_object
 
@@ -75,8 +78,9 @@ def prepare(
     }
     labels = label_set(config, loaded["train"])
     if workdir is not None:
-        check_labels(workdir, labels)
-    parts = make_parts(config, mesh, checkpoint.directory, labels)
+        check_labels(workdir, labels, task)
+    tokenizer = open_tokenizer(config, checkpoint)
+    parts = make_parts(config, mesh, checkpoint.directory, labels, tokenizer)
     stored = stored_head(parts, checkpoint)
     if stored and not (workdir and (workdir / "checkpoints").exists()):
         say(stored.notice)
@@ -103,6 +107,25 @@ def prepare(
     )
     segments = -(-plan.segments // 8) * 8 if config.data.packing else 1
     return Prepared(parts, checkpoint, data, plan, phases, segments, labels)
+
+
+def open_tokenizer(config: ExperimentConfig, checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that the config names, or else the model's own.
+
+    Raises:
+      UserError: there is none.
+    """
+    if config.model.tokenizer:
+        try:
+            return Tokenizer(locate(config.model.tokenizer))
+        except UserError as problem:
+            raise UserError(f"config.model.tokenizer: {problem}") from problem
+    if not has_tokenizer(checkpoint.directory):
+        raise UserError(
+            f"config.model.tokenizer: {config.model.pretrained} has no tokenizer; name"
+            " a source that has one, such as hf:openai-community/gpt2"
+        )
+    return Tokenizer(checkpoint.directory)
 
 
 def planning(say: Callable[[str], None]) -> Callable[[int, int], None]:
@@ -148,11 +171,11 @@ def shown(source: Source) -> str:
     return source if isinstance(source, str) else f"{len(source)} records in memory"
 
 
-def check_labels(workdir: Path, labels: list[str]) -> None:
+def check_labels(workdir: Path, labels: list[str], task: str) -> None:
     """Refuse to resume where the labels changed: the head would mean other things."""
     if not (workdir / "model" / LABELS).exists():
         return
-    before = read_labels(workdir / "model")
+    before = read_labels(workdir / "model", task)
     if before != labels:
         changed = sorted(set(before) ^ set(labels)) or labels
         raise UserError(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 STARTS = {
     "token_classification": ("sample:ner", 12, 3e-4),
     "text_classification": ("sample:topics", 10, 2e-4),
+    "masked_lm": ("sample:text", 10, 1e-3),
+    "causal_lm": ("sample:text", 10, 1e-3),
 }
 """By task: the sample corpus, and the epochs and learning rate that suit it."""
 
@@ -38,7 +40,8 @@ def start(task: str) -> ConfigDict:
 def tiny(config: Any) -> None:
     """A very small random model on a piece of the sample: seconds, to the end."""
     sample, _, _ = STARTS[config.task.name]
-    config.model.pretrained = "random:tiny"
+    causal = config.task.name == "causal_lm"
+    config.model.pretrained = "random:gpt-tiny" if causal else "random:tiny"
     config.data.train = f"{sample}[:64]"
     config.data.validation = config.data.test = f"{sample}[:32]"
     config.data.max_length = 64
@@ -46,3 +49,22 @@ def tiny(config: Any) -> None:
     config.train.epochs = 20
     config.evaluate.every_epochs = 5
     config.optimizer.learning_rate = 1e-3
+
+
+def at_scale(config: Any) -> None:
+    """What pretraining at scale has in common: a corpus of one's own, many devices.
+
+    Parameters, moments and rows are split over all devices, layers are scanned, and
+    there is no dropout, since a large corpus is hardly seen twice.
+    """
+    config.data.train = config.data.validation = config.data.test = ""
+    config.model.scan = True
+    config.model.dropout = 0.0
+    config.train.precision = "bf16"
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.beta2 = 0.95
+    config.schedule.name = "cosine"
+    config.schedule.warmup_ratio = 0.01
+    config.evaluate.every_steps = config.checkpoint.every_steps = 1000
+    config.evaluate.at_start = False

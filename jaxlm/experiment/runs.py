@@ -67,7 +67,7 @@ class Run:
             config = replace(self.config, mesh=mesh, train=whole)
             return make_parts(config, make_mesh(mesh.sizes)[0], model, labels)
 
-        labels = read_labels(model)
+        labels = read_labels(model, self.config.task.name)
         try:
             return parts(self.config.mesh)
         except UserError:

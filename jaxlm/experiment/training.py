@@ -222,7 +222,7 @@ def _train(
                 checkpoints=checkpoints,
                 records=records,
                 progress=progress,
-                headline=headline,
+                headline=headline.removeprefix("-"),
                 turns=turns(run, states, progress.say),
                 elapsed=elapsed,
                 stopped=stopped,

@@ -111,18 +111,21 @@ def make_parts(
     mesh: jax.sharding.Mesh,
     directory: Path,
     labels: Sequence[str],
+    tokenizer: Tokenizer | None = None,
 ) -> Parts:
     """Build everything from a config and a directory with config.json and tokenizer.
+
+    ``tokenizer`` is another than that in the directory.
 
     Raises:
       UserError: the tokenizer, the lengths or the mesh do not fit the model.
     """
-    tokenizer = Tokenizer(directory)
-    data = config.data
-    stride = data.max_length // 4 if data.stride is None else data.stride
+    tokenizer = tokenizer or Tokenizer(directory)
+    data, kind = config.data, TASKS[config.task.name]
+    stride = kind.stride(data.max_length) if data.stride is None else data.stride
     room = data.max_length - tokenizer.frame.length
     windowing = Windowing(room, min(stride, room - 1), data.overflow)
-    task = TASKS[config.task.name].make(config.task, labels, tokenizer, windowing)
+    task = kind.make(config.task, labels, tokenizer, windowing)
     family, transformer, _ = read_config(directory)
     if transformer.decoder is not None:
         raise UserError(
@@ -212,10 +215,15 @@ def load_records(
       UserError: the source is bad, or lacks what the task reads.
     """
     source = getattr(data, split) if source is None else source
-    records = sources.load(
-        source, split, format=data.format, columns=data.columns, scheme=data.scheme
-    )
     field = TASKS[task].target
+    records = sources.load(
+        source,
+        split,
+        format=data.format,
+        columns=data.columns,
+        scheme=data.scheme,
+        running=field == TASKS[task].content,
+    )
     for record in records:
         if record.get(field) is None:
             raise UserError(
@@ -251,6 +259,8 @@ def save_model(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> No
     """
     tokenizer.save(folder)
     copy_files(checkpoint.directory, folder, SETTINGS)
+    if tokenizer.directory != checkpoint.directory:
+        copy_files(tokenizer.directory, folder, SETTINGS)
     atomic_write_json(folder / "config.json", checkpoint.hf)
 
 
@@ -259,12 +269,12 @@ def save_labels(folder: Path, labels: Sequence[str]) -> None:
     atomic_write_json(folder / LABELS, list(labels))
 
 
-def read_labels(folder: Path) -> list[str]:
-    """What ``save_labels`` wrote."""
+def read_labels(folder: Path, task: str) -> list[str]:
+    """What ``save_labels`` wrote of a task's labels."""
     labels = read_json(folder / LABELS)
     if (
         not isinstance(labels, list)
-        or not labels
+        or len(labels) < TASKS[task].least_labels
         or not all(isinstance(label, str) for label in labels)
     ):
         raise UserError(f"{folder / LABELS}: is not a list of labels")

@@ -16,7 +16,12 @@ from jaxlm.models.folders import find_weights
 from jaxlm.models.ties import settle_tie
 
 RANDOM = "random:"
-BUILT_IN = {"tiny": Path(__file__).parent / "tiny"}
+BUILT_IN = {
+    folder.name: folder
+    for folder in sorted((Path(__file__).parent / "built_in").iterdir())
+    if (folder / "config.json").exists()
+}
+"""Architectures that ship here; those of real size have no tokenizer beside them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def open_checkpoint(source: str) -> Checkpoint:
             directory = locate(place)
         except UserError as problem:
             built_in = ", ".join(f"{RANDOM}{name}" for name in BUILT_IN)
-            hint = f"; built in is {built_in}" if random or place in BUILT_IN else ""
+            hint = f"; built in are {built_in}" if random or place in BUILT_IN else ""
             raise UserError(f"config.model.pretrained: {problem}{hint}") from problem
     directory, open_files = find_weights(directory)
     family, config, hf = read_config(directory)

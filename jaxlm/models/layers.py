@@ -107,6 +107,21 @@ def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return _finalize(bits + _finalize(row + words[-1])).reshape(shape)
 
 
+def mixed(numbers: jax.Array, key: jax.Array | None, salt: int) -> jax.Array:
+    """Uniform bits u32 of the shape of ``numbers i32``, which a key and a salt choose.
+
+    As ``hashed_bits``, but by what is in a place, not by where it is. ``key=None`` is
+    always the same.
+    """
+    words = jnp.array([0x243F6A88, 0x85A308D3], jnp.uint32)  # of pi: no seed's
+    if key is not None:
+        words = jax.random.key_data(key).ravel()
+    bits = _finalize(
+        numbers.astype(jnp.uint32) ^ _finalize(words[0] + jnp.uint32(salt))
+    )
+    return _finalize(bits + _finalize(words[-1] ^ jnp.uint32(0x9E3779B9)))
+
+
 def _finalize(bits: jax.Array) -> jax.Array:
     """MurmurHash3's fmix32: a bijection of u32 each of whose bits hangs on all."""
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)

@@ -14,7 +14,12 @@ class TaskConfig:
     name: str = field(
         "token_classification",
         "the kind of task",
-        choices=("token_classification", "text_classification"),
+        choices=(
+            "token_classification",
+            "text_classification",
+            "masked_lm",
+            "causal_lm",
+        ),
     )
     labels: tuple[str, ...] = field(
         (),
@@ -25,6 +30,9 @@ class TaskConfig:
         "cls",
         "what text classification reads: cls (first token, through the pooler) or mean",
         choices=("cls", "mean"),
+    )
+    mask_rate: float = field(
+        0.15, "share of the tokens that masked_lm predicts", above=0.0, maximum=1.0
     )
 
     def __post_init__(self) -> None:

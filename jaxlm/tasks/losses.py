@@ -8,13 +8,27 @@ import jax.numpy as jnp
 from jaxlm.core.types import LossSum
 
 
+def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Each place's cross-entropy in nats: ``logits f32[..., L]``, ``labels i32[...]``.
+
+    Of labels below 0 that of the first. The label's logit is picked by a sum over all,
+    of which the others are 0: where devices split the labels, a gather would bring them
+    together, and its gradient is a scatter.
+    """
+    numbers = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    wanted = jnp.maximum(labels, 0)[..., None] == jnp.expand_dims(
+        numbers, tuple(range(labels.ndim))
+    )
+    chosen = jnp.where(wanted, logits, 0.0).sum(-1)
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> LossSum:
     """Cross-entropy in nats: ``logits f32[..., L]``, ``labels i32[...]``.
 
     Places with weight 0 may hold any label. ``weights f32[...]``.
     """
-    chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - chosen[..., 0]
+    losses = cross_entropies(logits, labels)
     return LossSum(jnp.where(weights > 0, losses * weights, 0.0).sum(), weights.sum())
 
 

@@ -117,6 +117,15 @@ class TextClassification:
         own = self.pooler and not backbone.config.pooling.classifier_bias  # pyright: ignore
         return Head(backbone, self.reads, len(self.labels), rngs, bias=not own)
 
+    @staticmethod
+    def stride(max_length: int) -> int:
+        """Tokens that two windows of an example share by default."""
+        return max_length // 4
+
+    def present(self, batch: Batch, key: jax.Array | None) -> Batch:
+        """The batch as it is."""
+        return batch
+
     def losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Mean cross-entropy over examples, as a sum."""
         return {

@@ -130,6 +130,15 @@ class TokenClassification:
         """A linear map over every token."""
         return Head(backbone, "hidden", len(self.labels), rngs)
 
+    @staticmethod
+    def stride(max_length: int) -> int:
+        """Tokens that two windows of an example share by default."""
+        return max_length // 4
+
+    def present(self, batch: Batch, key: jax.Array | None) -> Batch:
+        """The batch as it is."""
+        return batch
+
     def losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Mean cross-entropy over the words that have a token, as a sum."""
         weights = (batch["labels"] >= 0).astype(jnp.float32)

@@ -120,9 +120,9 @@ class EvaluateConfig:
     every_epochs: int = field(1, "epochs between evaluations", minimum=1)
     metric: str = field(
         "auto",
-        "which metric picks the best checkpoint; auto: the task's headline (f1 or"
-        " accuracy); loss or any score in results/*.json; -name where smaller is"
-        " better",
+        "which metric picks the best checkpoint; auto: the task's headline (f1,"
+        " accuracy or -perplexity); loss or any score in results/*.json; -name where"
+        " smaller is better",
     )
     batch_size: int = field(
         32, "rows scored at a time, on all devices", minimum=1, maximum=2**16

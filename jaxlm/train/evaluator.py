@@ -53,6 +53,7 @@ class Evaluator:
         self.packing = packing
 
         def run(params: Params, batch: Batch) -> tuple[Any, Any]:
+            batch = task.present(batch, None)
             outputs = task.infer(apply, params, batch)
             return _to_host(outputs), task.losses(outputs, batch)
 

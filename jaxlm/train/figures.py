@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MISSING = "–"
-LEADING = ("f1", "accuracy", "macro_f1", "precision", "recall", "loss")
+LEADING = ("f1", "perplexity", "accuracy", "macro_f1", "precision", "recall", "loss")
 """Scores that every table shows first, in this order."""
 BOOKKEEPING = frozenset(
     ("step", "epoch", "examples", "truncated", "tokens", "tokens_per_second", "seconds")

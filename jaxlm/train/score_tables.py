@@ -54,7 +54,7 @@ def final_scores(results: Results, best: int | None) -> Html | None:
 
 
 def _score_row(name, before, after, moved) -> Html:
-    smaller_is_better = "loss" in name or "perplexity" in name
+    smaller_is_better = any(part in name for part in ("loss", "perplexity", "bits"))
     tone = None
     if moved:
         tone = "better" if (moved > 0) != smaller_is_better else "worse"

@@ -13,15 +13,24 @@ from jaxlm.core.types import Batch, Losses
 from jaxlm.train.objective import Objective
 from jaxlm.train.state import State
 
+Present = Callable[[Batch, jax.Array | None], Batch]
+"""See ``Task.present``."""
 Step = Callable[[State, Batch], tuple[State, dict[str, Any]]]
+
+
+PRESENTED = 2**31 - 1
+"""Folded into a step's key for ``present``; beyond the numbers of microbatches."""
 
 
 def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     accumulation: int = 1,
+    present: Present = lambda batch, key: batch,
 ) -> Step:
     """Build ``step(state, batch) -> (state, figures)``.
+
+    ``present`` is what a task makes of the whole batch first, by a key of the step.
 
     Weights depend on the batch alone: they are summed over the whole global batch
     first, and every microbatch is divided by that figure. So 1, 4 or 8 microbatches or
@@ -31,6 +40,7 @@ def make_step(
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        batch = present(batch, jax.random.fold_in(key, PRESENTED))
         if accumulation == 1:
             parts = _gradients(objective, state, batch, key, weights=None)
         else:

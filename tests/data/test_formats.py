@@ -356,3 +356,26 @@ def test_real_intents_are_read():
 def test_real_messages_without_a_header_line_are_read():
     items = read_all(SHARED / "classification/sms_spam/sms.tsv", "label=0,text=1")
     assert Counter(i["label"] for i in items) == {"ham": 4827, "spam": 747}
+
+
+def test_running_text_is_one_record_of_a_whole_file(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"\xef\xbb\xbfOne.\r\n\r\nTwo O\nThree O\n")
+    [found] = read(path, running=True)
+    assert found == {"text": "One.\r\n\r\nTwo O\nThree O\n", "source": str(path)}
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert len(list(read(tmp_path / "rows.jsonl", running=True))) == 2
+
+
+def test_a_text_that_is_too_long_is_told_how_to_be_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxlm.data.formats.LONGEST", 2**20)
+    path = tmp_path / "book.txt"
+    path.write_text("word\n" * 300_000)
+    with pytest.raises(UserError, match=r"book\.txt: 1,500,000 bytes.*split -C 1m"):
+        list(read(path, "text"))
+
+
+def test_a_text_of_blanks_is_empty(tmp_path):
+    (tmp_path / "book.txt").write_text(" \n\n")
+    with pytest.raises(UserError, match=r"book\.txt: is empty"):
+        list(read(tmp_path / "book.txt", "text"))

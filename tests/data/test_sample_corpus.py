@@ -17,7 +17,7 @@ SIZES = {"train": 400, "validation": 100, "test": 100}
 REGISTERS = "news sport finance science travel reviews email chat".split()
 TYPES = ("PER", "LOC", "ORG", "MISC")
 FOLDER = resources.files("jaxlm.data") / "sample"
-TINY = resources.files("jaxlm.models") / "tiny"
+TINY = resources.files("jaxlm.models") / "built_in" / "tiny"
 
 
 def read(split: str) -> list[Record]:

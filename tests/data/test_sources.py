@@ -295,7 +295,7 @@ def test_text_records_are_described_by_their_labels():
 
 
 def test_records_without_labels_are_described():
-    assert describe([{"text": "a"}]) == "1 examples, no labels"
+    assert describe([{"text": "a"}]) == "1 examples, 1 characters"
 
 
 @pytest.mark.skipif(
