@@ -43,9 +43,9 @@ def read(
 
     ``format`` is one of `FORMATS` or ``auto`` (see `guess`); where ``running`` text is
     wanted, ``auto`` takes a file whose ending says nothing for that. ``columns`` is
-    what `parse_columns` gives. Labels come as they are written; ids only where the file has
-    them. CoNLL records of a file with ``-DOCSTART-`` lines have ``document``, counted
-    from 0 over the file.
+    what `parse_columns` gives. Labels come as they are written; ids only where the file
+    has them. CoNLL records of a file with ``-DOCSTART-`` lines have ``document``,
+    counted from 0 over the file.
 
     Raises:
         UserError: a file that cannot be read, has nothing in it, or is unsound
