@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.core.errors import UserError
@@ -117,15 +119,42 @@ class Rules:
         """
         return self._constrain(x, self.partition(axes))
 
-    def gather(self, kernel: jax.Array, axes: Axes) -> jax.Array:
+    def gather(self, kernel: jax.Array, axes: Axes, dtype: Any = None) -> jax.Array:
         """A kernel as it is used: whole over what splits rows and tokens, as in FSDP.
+
+        It is converted to ``dtype`` before it travels, and its gradient back before
+        that is summed over devices. Who uses it should not keep it for the backward
+        pass (``gathers``): all devices would hold all kernels of all layers.
 
         Left to the compiler, some layouts give wrong sums: the product contracts over
         the mesh axis that is to split its result, while the kernel is split by one that
         the rows have (jaxlib 0.10; like https://github.com/openxla/xla/issues/40034).
         """
-        used = self.partition(("batch", "sequence", *axes))[2:]
-        return self._constrain(kernel, PartitionSpec(*used))
+        dtype = dtype or kernel.dtype
+        if not self.table or jax.sharding.get_abstract_mesh().empty:
+            return kernel.astype(dtype)
+        return _gathered(kernel, self, axes, dtype)
+
+    def scatter(self, gradient: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+        """A kernel's gradient as its kernel lies, in ``dtype``: what undoes ``gather``.
+
+        Summed whole, then cut: compilers know the two as one reduce-scatter.
+        """
+        whole = self._constrain(gradient.astype(dtype), self._used(axes))
+        return self._constrain(whole, self.partition(axes))
+
+    def gathers(self, axes: Axes) -> bool:
+        """Whether ``gather`` brings parts of other devices on this mesh."""
+        sizes = jax.sharding.get_abstract_mesh().shape
+        own, used = self.partition(axes), self._used(axes)
+        return any(
+            sizes.get(axis, 1) > 1
+            for mine, kept in zip(own, used, strict=True)
+            for axis in set(mine or ()) - set(kept or ())
+        )
+
+    def _used(self, axes: Axes) -> PartitionSpec:
+        return PartitionSpec(*self.partition(("batch", "sequence", *axes))[2:])
 
     def _constrain(self, x: jax.Array, split: PartitionSpec) -> jax.Array:
         if not self.table or jax.sharding.get_abstract_mesh().empty:
@@ -134,6 +163,29 @@ class Rules:
 
 
 NO_RULES = Rules()
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(kernel: jax.Array, rules: Rules, axes: Axes, dtype: Any) -> jax.Array:
+    # First as it lies, or what it is cut out of would be gathered, all layers at once.
+    kernel = rules.constrain(kernel.astype(dtype), axes)
+    return jax.lax.with_sharding_constraint(kernel, rules._used(axes))
+
+
+def _gathered_forward(
+    kernel: jax.Array, rules: Rules, axes: Axes, dtype: Any
+) -> tuple[jax.Array, Any]:
+    # An empty array tells the backward pass the dtype: a dtype is no array.
+    return _gathered(kernel, rules, axes, dtype), jnp.zeros(0, kernel.dtype)
+
+
+def _gathered_backward(
+    rules: Rules, axes: Axes, dtype: Any, like: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (rules.scatter(gradient, axes, like.dtype),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def make_mesh(sizes: Mapping[str, int]) -> tuple[Mesh, str | None]:

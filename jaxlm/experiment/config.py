@@ -34,6 +34,7 @@ class RulesConfig:
     batch: tuple[str, ...] = _split(("data", "fsdp"), "the rows of a batch")
     sequence: tuple[str, ...] = _split(("context",), "the tokens of a row")
     width: tuple[str, ...] = _split(("fsdp",), "hidden states")
+    vector: tuple[str, ...] = _split((), "biases and scales as wide as hidden states")
     heads: tuple[str, ...] = _split(("tensor",), "the heads of attention")
     head_size: tuple[str, ...] = _split((), "what is inside a head")
     mlp: tuple[str, ...] = _split(("tensor",), "the middle of the mlp")

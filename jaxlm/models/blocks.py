@@ -22,6 +22,7 @@ from jaxlm.models.layers import (
     make_norm,
     parameter,
     split_key,
+    vector,
 )
 from jaxlm.models.multi_head import Attention, Shared
 
@@ -81,7 +82,7 @@ class SegmentConvolution(nnx.Module):
         shape = (self.size, config.width, config.width)
         draw = jax.nn.initializers.normal(config.initializer_range)
         self.kernel = parameter(draw(rngs.params(), shape, jnp.float32), self.axes)
-        self.bias = parameter(jnp.zeros(config.width, jnp.float32), ("width",))
+        self.bias = parameter(jnp.zeros(config.width, jnp.float32), vector("width"))
         self.norm = LayerNorm(config.width, config.norm_epsilon)
 
     def __call__(

@@ -32,8 +32,10 @@ class ModelConfig:
     )
     remat: str = field(
         "none",
-        "what the backward pass computes again to save memory",
-        choices=("none", "block", "dots"),
+        "what the backward pass computes again to save memory: none, all of each block,"
+        " all but its dots (products with kernels), or as block with what is kept in"
+        " the host's memory (offload)",
+        choices=("none", "block", "dots", "offload"),
     )
     dropout: float | None = field(
         None,

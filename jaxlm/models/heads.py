@@ -158,7 +158,7 @@ class VocabularyHead(nnx.Module):
         if head.activation:
             x = self.norm(ACTIVATIONS[head.activation](self.transform(x)))
         kernel = table if head.tied else self.kernel[...]
-        kernel = self.rules.gather(kernel, ("vocab", "width"))
+        kernel = self.rules.gather(kernel, ("vocab", "width"), x.dtype)
         if head.scale != 1.0:
             x = x * jnp.asarray(head.scale, x.dtype)
         logits = matmul(x, Transposed(kernel), jnp.float32)

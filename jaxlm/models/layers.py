@@ -22,6 +22,15 @@ from jaxlm.models.architecture import TransformerConfig
 Initializer = jax.nn.initializers.Initializer
 
 
+def vector(axis: str) -> tuple[str]:
+    """The axis of a bias or a scale along another: as wide as hidden states it is whole.
+
+    ``fsdp`` splits kernels to save memory; a vector saves none, and is gathered by an
+    operation of its own.
+    """
+    return ("vector" if axis == "width" else axis,)
+
+
 def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
     """A parameter whose dimensions bear logical names, one for each."""
     if len(axes) != value.ndim:
@@ -63,6 +72,40 @@ def matmul(
     return jax.lax.platform_dependent(
         x, weights, cpu=partial(_by_columns, dtype=dtype), default=product
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def shared_matmul(
+    x: jax.Array, kernel: jax.Array, rules: Rules, axes: tuple[str, str]
+) -> jax.Array:
+    """``matmul`` with a kernel of which every device has a part, gathered to be used.
+
+    Backward it is gathered again, so that no device keeps the kernels of all layers
+    (ZeRO stage 3, arXiv:1910.02054), and its gradient is summed in its own dtype.
+    """
+    return matmul(x, rules.gather(kernel, axes, x.dtype))
+
+
+def _shared_forward(
+    x: jax.Array, kernel: jax.Array, rules: Rules, axes: tuple[str, str]
+) -> tuple[jax.Array, Any]:
+    return shared_matmul(x, kernel, rules, axes), (x, kernel)
+
+
+def _shared_backward(
+    rules: Rules, axes: tuple[str, str], kept: Any, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    whole = rules.gather(kernel, axes, x.dtype)
+    summed = jnp.einsum(
+        "...d,...f->df", x, gradient, preferred_element_type=kernel.dtype
+    )
+    return matmul(gradient, Transposed(whole)), rules.scatter(
+        summed, axes, kernel.dtype
+    )
+
+
+shared_matmul.defvjp(_shared_forward, _shared_backward)
 
 
 def _by_columns(x: jax.Array, weights: jax.Array, dtype: Any) -> jax.Array:
@@ -151,7 +194,7 @@ class Linear(nnx.Module):
         self.has_bias = bias
         self.kernel = parameter(initializer(rngs.params(), sizes, jnp.float32), axes)
         if bias:
-            self.bias = parameter(jnp.zeros(sizes[1], jnp.float32), axes[1:])
+            self.bias = parameter(jnp.zeros(sizes[1], jnp.float32), vector(axes[1]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = x.shape[:-1]
@@ -160,9 +203,10 @@ class Linear(nnx.Module):
             # has several, 7% of a step.
             x = x.reshape(-1, x.shape[-1])
         kernel = self.kernel[...]
-        if not isinstance(kernel, Transposed):
-            kernel = self.rules.gather(kernel, self.axes)
-        y = matmul(x, kernel)
+        if not isinstance(kernel, Transposed) and self.rules.gathers(self.axes):
+            y = shared_matmul(x, kernel, self.rules, self.axes)
+        else:
+            y = matmul(x, kernel)
         if self.has_bias:
             y = y + along_last(self.bias[...].astype(x.dtype), y)
         return y.reshape(*shape, y.shape[-1])
@@ -178,11 +222,14 @@ class Embedding(nnx.Module):
         *,
         initializer: Initializer,
         rngs: nnx.Rngs,
+        rules: Rules = NO_RULES,
     ):
+        self.axes, self.rules = axes, rules
         self.embedding = parameter(initializer(rngs.params(), sizes, jnp.float32), axes)
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+        table = self.rules.gather(self.embedding[...], self.axes)
+        return jnp.take(table, ids, axis=0).astype(dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -192,9 +239,9 @@ class LayerNorm(nnx.Module):
         self, width: int, epsilon: float, *, bias: bool = True, axis: str = "width"
     ):
         self.epsilon, self.has_bias = epsilon, bias
-        self.scale = parameter(jnp.ones(width, jnp.float32), (axis,))
+        self.scale = parameter(jnp.ones(width, jnp.float32), vector(axis))
         if bias:
-            self.bias = parameter(jnp.zeros(width, jnp.float32), (axis,))
+            self.bias = parameter(jnp.zeros(width, jnp.float32), vector(axis))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
@@ -217,7 +264,7 @@ class RmsNorm(nnx.Module):
         self, width: int, epsilon: float, *, offset: float = 0.0, axis: str = "width"
     ):
         self.epsilon, self.offset = epsilon, offset
-        self.scale = parameter(jnp.full(width, 1 - offset, jnp.float32), (axis,))
+        self.scale = parameter(jnp.full(width, 1 - offset, jnp.float32), vector(axis))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)

@@ -18,10 +18,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core.types import Outputs
 from jaxlm.models.cache import LayerCache
 from jaxlm.models.multi_head import Shared
+
+
+BETWEEN = "between_layers"
+"""What a layer is given, for rules of what is kept for the backward pass."""
 
 
 def create_stack(
@@ -65,39 +70,46 @@ def run_stack(
     many layers; they have no cache.
     """
     graph, params = nnx.split(stack)
-    run = functools.partial(
-        _run_one, graph, remat, tuple(collect), shared=shared, key=key
-    )
+    run = functools.partial(_run_one, graph, tuple(collect), shared=shared, key=key)
+    again = functools.partial(rematerialise, remat=remat)
     each = (jnp.arange(layers.start, layers.stop), params, cache)
     if repeats > 1:
-        return _repeated(run, each, x, kinds, repeats)
+        return _repeated(run, again, each, x, kinds, repeats)
     if len(layers) == 1:
-        number, params = _layer(each[:2], 0)
-        x, found, kept = run(x, (number, params, cache), kinds[0])
+        once = again(functools.partial(run, kind=kinds[0]))
+        x, found, kept = once(x, (*_layer(each[:2], 0), cache))
         return x, jax.tree.map(lambda leaf: leaf[None], found), kept
     period = _period(kinds)
     whole = len(layers) - len(layers) % period
     parts = []
     if whole > period:
-        turns = jax.tree.map(
-            lambda leaf: leaf[:whole].reshape(-1, period, *leaf.shape[1:]), each
-        )
+        turns = each
+        if period > 1:
+            turns = jax.tree.map(
+                lambda leaf: leaf[:whole].reshape(-1, period, *leaf.shape[1:]), each
+            )
 
         def turn(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
+            if period == 1:  # what the loop itself slices it need not keep
+                x, *made = run(x, each, kinds[0])
+                return x, made
             made = []
             for place in range(period):
                 x, *rest = run(x, _layer(each, place), kinds[place])
                 made.append(rest)
             return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
 
-        x, made = jax.lax.scan(turn, x, turns)
-        parts.append(
-            jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), made)
-        )
+        x, made = jax.lax.scan(again(turn, scanned=True), x, turns)
+        if period > 1:
+            made = jax.tree.map(
+                lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), made
+            )
+        parts.append(made)
     else:
         whole = 0
     for place in range(whole, len(layers)):
-        x, *rest = run(x, _layer(each, place), kinds[place])
+        once = again(functools.partial(run, kind=kinds[place]))
+        x, *rest = once(x, _layer(each, place))
         parts.append(jax.tree.map(lambda leaf: leaf[None], rest))
     found, kept = jax.tree.map(_joined, *parts) if len(parts) > 1 else parts[0]
     return x, found, kept
@@ -105,7 +117,6 @@ def run_stack(
 
 def _run_one(
     graph: nnx.GraphDef[Any],
-    remat: str,
     collect: tuple[str, ...],
     x: jax.Array,
     each: tuple[jax.Array, Any, LayerCache | None],
@@ -115,25 +126,32 @@ def _run_one(
     key: jax.Array | None,
 ) -> tuple[jax.Array, Outputs, LayerCache]:
     """One layer: ``each`` is its number, its parameters and its cache."""
-    layer = layer_function(graph, remat, collect, kind)
-    return layer(x, *each, shared, key)
+    number, params, cache = each
+    layer = layer_function(graph, collect, kind)
+    return layer(checkpoint_name(x, BETWEEN), number, params, cache, shared, key)
 
 
 def _repeated(
-    run: Callable[..., Any], each: Any, x: jax.Array, kinds: Sequence[int], repeats: int
+    run: Callable[..., Any],
+    again: Callable[..., Any],
+    each: Any,
+    x: jax.Array,
+    kinds: Sequence[int],
+    repeats: int,
 ) -> tuple[jax.Array, Outputs, LayerCache]:
     """Every layer so often, one run after another (ALBERT)."""
     parts = []
     for place, kind in enumerate(kinds):
         number, params, _ = _layer(each, place)
 
-        def again(
+        def turn(
             x: jax.Array, number: jax.Array, params: Any = params, kind: int = kind
         ) -> tuple[jax.Array, Outputs]:
             x, found, _ = run(x, (number, params, None), kind)
             return x, found
 
-        x, found = jax.lax.scan(again, x, number * repeats + jnp.arange(repeats))
+        numbers = number * repeats + jnp.arange(repeats)
+        x, found = jax.lax.scan(again(turn, scanned=True), x, numbers)
         parts.append(found)
     return x, jax.tree.map(_joined, *parts) if len(parts) > 1 else parts[0], {}
 
@@ -155,7 +173,7 @@ def _period(kinds: Sequence[int]) -> int:
 
 @functools.lru_cache(maxsize=64)
 def layer_function(
-    graph: nnx.GraphDef[Any], remat: str, collect: tuple[str, ...], kind: int
+    graph: nnx.GraphDef[Any], collect: tuple[str, ...], kind: int
 ) -> Callable[..., Any]:
     """A layer as a function, one for all layers that are alike: jax traces it once."""
 
@@ -170,16 +188,39 @@ def layer_function(
         layer_key = None if key is None else jax.random.fold_in(key, number)
         return nnx.merge(graph, params)(x, shared, kind, layer_key, collect, cache)
 
-    return jax.jit(rematerialise(layer, remat))
+    return jax.jit(layer)
 
 
-def rematerialise(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """Trade compute for memory: keep nothing of a block, or its matmuls only."""
+def rematerialise(
+    function: Callable[..., Any],
+    remat: str,
+    *,
+    scanned: bool = False,
+) -> Callable[..., Any]:
+    """Trade compute for memory: what of some layers is kept for the backward pass.
+
+    ``none``: all that it reads. ``block``: what each layer is given. ``dots``: that and
+    the products with kernels. ``offload``: what each layer is given, in the host's
+    memory. ``scanned``: the function is the body of a loop.
+    """
+    policies = jax.checkpoint_policies
+    between = policies.save_only_these_names(BETWEEN)
     if remat == "none":
         return function
     if remat == "block":
-        return jax.checkpoint(function)
-    if remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(function, policy=policy)
-    raise ValueError(f"remat={remat!r}; allowed: none, block, dots")
+        policy = between
+    elif remat == "dots":
+        dots = policies.dots_with_no_batch_dims_saveable
+        policy = policies.save_from_both_policies(dots, between)
+    elif remat == "offload":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[BETWEEN],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    else:
+        allowed = "none, block, dots, offload"
+        raise ValueError(f"remat={remat!r}; allowed: {allowed}")
+    # A loop's body meets no other computation that it could be merged with.
+    return jax.checkpoint(function, policy=policy, prevent_cse=not scanned)

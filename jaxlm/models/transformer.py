@@ -40,7 +40,7 @@ class Embeddings(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, rules: Rules):
         width, std = config.embedding_width, config.initializer_range
         draw = jax.nn.initializers.normal(std)
-        make = partial(Embedding, initializer=draw, rngs=rngs)
+        make = partial(Embedding, initializer=draw, rngs=rngs, rules=rules)
         self.config = config
         self.tokens = make((config.vocab_rows, width), ("vocab", "width"))
         if config.learned_positions:
@@ -102,7 +102,7 @@ class Layers(nnx.Module):
             make = partial(Block, config, rules, first=layers == range(1))
             setattr(self, name, create_stack(make, mine))
         draw = jax.nn.initializers.normal(config.initializer_range)
-        table = partial(Embedding, initializer=draw, rngs=rngs)
+        table = partial(Embedding, initializer=draw, rngs=rngs, rules=rules)
         if config.buckets:
             self.relative = table((config.buckets.count, config.heads), (None, "heads"))
         if config.disentangled:
