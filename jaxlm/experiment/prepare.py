@@ -81,6 +81,8 @@ def prepare(
         check_labels(workdir, labels, task)
     tokenizer = open_tokenizer(config, checkpoint)
     parts = make_parts(config, mesh, checkpoint.directory, labels, tokenizer)
+    if parts.attention.notice:
+        say(parts.attention.notice)
     stored = stored_head(parts, checkpoint)
     if stored and not (workdir and (workdir / "checkpoints").exists()):
         say(stored.notice)

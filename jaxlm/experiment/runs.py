@@ -56,24 +56,28 @@ class Run:
         self.parts = self._parts(model)
         self.records = RunRecords(self.workdir)
 
-    def _parts(self, model: Path) -> Parts:
-        """By the run's mesh and rules; rows over all devices where they do not fit.
+    def _parts(self, folder: Path) -> Parts:
+        """By the run's mesh and attention; rows on all devices where they do not fit.
 
         Depth is not cut by phases, which is for training alone.
         """
 
-        def parts(mesh: MeshConfig) -> Parts:
+        def parts(mesh: MeshConfig, attention: str) -> Parts:
             whole = replace(self.config.train, phases=())
-            config = replace(self.config, mesh=mesh, train=whole)
-            return make_parts(config, make_mesh(mesh.sizes)[0], model, labels)
+            model = replace(self.config.model, attention=attention)
+            config = replace(self.config, mesh=mesh, train=whole, model=model)
+            return make_parts(config, make_mesh(mesh.sizes)[0], folder, labels)
 
-        labels = read_labels(model, self.config.task.name)
+        labels = read_labels(folder, self.config.task.name)
         try:
-            return parts(self.config.mesh)
+            return parts(self.config.mesh, self.config.model.attention)
         except UserError:
-            found = parts(MeshConfig())  # raises the same if it was not the mesh
+            found = parts(MeshConfig(), "auto")  # raises the same if it was neither
             count = found.mesh.size
-            self.say(f"the run's mesh does not fit here; rows go over {count} devices")
+            self.say(
+                "the run's mesh or attention does not fit here; rows go over"
+                f" {count} devices"
+            )
             return found
 
     @property

@@ -27,6 +27,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.models.architecture import Dropout, TransformerConfig
+from jaxlm.models.backends import Backend, Need, choose
 from jaxlm.models.checkpoint import Checkpoint, read_config
 from jaxlm.models.exporting import SETTINGS, copy_files
 from jaxlm.models.functional import Model, functional
@@ -56,6 +57,7 @@ class Parts:
     transformer: TransformerConfig
     model: Model
     shardings: Params
+    attention: Backend
 
     @property
     def abstract_params(self) -> Params:
@@ -141,12 +143,23 @@ def make_parts(
             " of layers, which config.model.scan=true makes"
         )
     check_heads(transformer, mesh, rules)
+    attention = choose(
+        config.model.attention,
+        Need.of(
+            transformer,
+            platform=mesh.devices.flat[0].platform,
+            dtype=jnp.dtype(DTYPES[config.train.precision]).name,
+            split=any(mesh.shape[axis] > 1 for axis in rules["sequence"]),
+            packing=data.packing,
+        ),
+    )
     backbone = partial(
         Transformer,
         transformer,
         rules=rules,
         remat=config.model.remat,
         dtype=DTYPES[config.train.precision],
+        attention=attention,
     )
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
@@ -155,7 +168,16 @@ def make_parts(
     model = functional(make)
     placed = rules.shardings(mesh, model.axes, model.shapes)
     return Parts(
-        config, mesh, rules, tokenizer, windowing, task, transformer, model, placed
+        config,
+        mesh,
+        rules,
+        tokenizer,
+        windowing,
+        task,
+        transformer,
+        model,
+        placed,
+        attention,
     )
 
 

@@ -1,20 +1,67 @@
 """Attention: which token may see which, and the weighted sum.
 
-Every backend takes the same arguments and is tested against a dense reference with
-packing and padding at once.
+``Visibility`` says the first as data, of which every backend (``models.backends``)
+makes what it needs. The functions here are the dense reference: each backend is tested
+against them with packing and padding at once.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm.core.mesh import NO_RULES, Rules
+from jaxlm.models.backends import DENSE, Backend
 from jaxlm.models.layers import dropout
 from jaxlm.models.positions import distances
 
 MASKED = -1e30
 """Added to forbidden scores: finite, so that a row of padding alone has no NaN."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["queries", "keys", "order", "extra", "bias"],
+    meta_fields=["causal", "reach", "backend"],
+)
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys each query sees, of one kind of layers, and who computes by it.
+
+    ``queries i32[B, S]`` and ``keys i32[B, T]`` are their segments; 0 is padding, which
+    nobody sees. ``order``: the places i32[S] and i32[T] of both in their sequence, by
+    default one after another from 0. ``extra f32[1, H, S, T]`` is added to the scores
+    (T5). ``causal`` and ``reach`` as for ``attention_bias``. ``bias f32[B, 1 or H, S,
+    T]`` is all of that at once, which only the dense ``backend`` reads: ``with_bias``
+    makes it, once for all layers.
+    """
+
+    queries: jax.Array
+    keys: jax.Array
+    order: tuple[jax.Array, jax.Array] | None = None
+    extra: jax.Array | None = None
+    bias: jax.Array | None = None
+    causal: bool = False
+    reach: int | None = None
+    backend: Backend = DENSE
+
+    def with_bias(self) -> Visibility:
+        """The same with the dense bias, where the backend reads it."""
+        if self.backend.name != "xla":
+            return self
+        bias = attention_bias(
+            self.queries,
+            self.keys,
+            apart=None if self.order is None else distances(*self.order),
+            causal=self.causal,
+            reach=self.reach,
+        )
+        if self.extra is not None:
+            bias = bias + self.extra
+        return replace(self, bias=bias, extra=None)
 
 
 def attention_bias(

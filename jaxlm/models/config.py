@@ -37,6 +37,12 @@ class ModelConfig:
         " the host's memory (offload)",
         choices=("none", "block", "dots", "offload"),
     )
+    attention: str = field(
+        "auto",
+        "who computes attention: auto takes the platform's own kernel where it can do"
+        " what the model asks for; see docs/attention.md",
+        choices=("auto", "xla"),
+    )
     dropout: float | None = field(
         None,
         "dropout rate of embeddings, layers and head; none: what the checkpoint says",

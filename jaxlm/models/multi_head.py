@@ -13,7 +13,7 @@ from flax import nnx
 from jaxlm.core.mesh import Rules
 from jaxlm.core.types import Outputs
 from jaxlm.models.architecture import TransformerConfig
-from jaxlm.models.attention import attention_scores, dense_attention
+from jaxlm.models.attention import Visibility, attention_scores, dense_attention
 from jaxlm.models.cache import LayerCache, remembered
 from jaxlm.models.layers import (
     Linear,
@@ -29,20 +29,20 @@ HEAD_AXES = ("batch", "sequence", "heads", "head_size")
 class Shared(NamedTuple):
     """What all layers read beside their input, computed once.
 
-    ``segments i32[B, S]`` are those of the queries. ``biases`` (of scores) and
-    ``rotations`` have an entry for each of the config's ``kinds``. ``slot i32[]`` is
-    where new tokens go in a cache. ``relative`` is DeBERTa's table of distances f32[2
-    span, D] and the row of it that each pair of tokens reads, i32[S, S]. ``memory [B,
-    T, D]`` is what a decoder reads of its encoder, under ``memory_bias``.
+    ``segments i32[B, S]`` are those of the queries. ``visible`` and ``rotations`` have
+    an entry for each of the config's ``kinds``. ``slot i32[]`` is where new tokens go
+    in a cache. ``relative`` is DeBERTa's table of distances f32[2 span, D] and the row
+    of it that each pair of tokens reads, i32[S, S]. ``memory [B, T, D]`` is what a
+    decoder reads of its encoder, as far as ``memory_visible`` says.
     """
 
     segments: jax.Array
-    biases: tuple[jax.Array, ...]
+    visible: tuple[Visibility, ...]
     rotations: tuple[Rotation | None, ...]
     slot: jax.Array
     relative: tuple[jax.Array, jax.Array] | None = None
     memory: jax.Array | None = None
-    memory_bias: jax.Array | None = None
+    memory_visible: Visibility | None = None
 
 
 class Attention(nnx.Module):
@@ -92,12 +92,13 @@ class Attention(nnx.Module):
         if rotation is not None:
             query, keys = rotate(query, rotation), rotate(keys, rotation)
         relative = self.relative(query, keys, shared, key)
-        bias, kept = shared.biases[kind], {}
+        visible, kept = shared.visible[kind], {}
         if cache is not None:
             new = {"key": keys.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
-            seen, kept = remembered(cache, new, shared.slot, bias.shape[-1])
+            count = visible.keys.shape[1]
+            seen, kept = remembered(cache, new, shared.slot, count)
             keys, value = (seen[name].swapaxes(1, 2) for name in ("key", "value"))
-        y, found = self.attend(query, keys, value, bias, relative, key, collect)
+        y, found = self.attend(query, keys, value, visible, relative, key, collect)
         return self.output(y), found, kept
 
     def across(
@@ -118,9 +119,10 @@ class Attention(nnx.Module):
             )
         else:
             raise ValueError("a decoder needs the memory of its encoder, or a cache")
-        assert shared.memory_bias is not None
+        visible = shared.memory_visible
+        assert visible is not None
         query = self.split(self.query(x))
-        y, _ = self.attend(query, keys, value, shared.memory_bias, None, key, ())
+        y, _ = self.attend(query, keys, value, visible, None, key, ())
         kept = {}
         if cache is not None:
             kept["memory_key"] = keys.swapaxes(1, 2)
@@ -141,7 +143,7 @@ class Attention(nnx.Module):
         query: jax.Array,
         keys: jax.Array,
         value: jax.Array,
-        bias: jax.Array,
+        visible: Visibility,
         relative: jax.Array | None,
         key: jax.Array | None,
         collect: Collection[str],
@@ -153,6 +155,8 @@ class Attention(nnx.Module):
             "cap": config.score_cap,
             "relative": relative,
         }
+        bias = visible.bias
+        assert bias is not None
         y = dense_attention(
             query,
             keys,

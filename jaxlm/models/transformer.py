@@ -13,7 +13,8 @@ from jaxlm.core.grouping import stack_names
 from jaxlm.core.mesh import NO_RULES, Rules
 from jaxlm.core.types import Batch, Outputs
 from jaxlm.models.architecture import TransformerConfig
-from jaxlm.models.attention import attention_bias
+from jaxlm.models.attention import Visibility
+from jaxlm.models.backends import DENSE, Backend
 from jaxlm.models.blocks import ACTIVATION_AXES, Block
 from jaxlm.models.cache import Cache, slots_of, window
 from jaxlm.models.layers import (
@@ -93,8 +94,10 @@ class Layers(nnx.Module):
         *,
         rules: Rules = NO_RULES,
         remat: str = "none",
+        attention: Backend = DENSE,
     ):
         self.config, self.rules, self.remat = config, rules, remat
+        self.backend = attention
         # Drawn at once: new weights, and the head's, do not hang on how depth is cut.
         keys = jax.random.split(rngs.params(), config.layers)
         for name, layers in stack_names(config.stacks):
@@ -133,7 +136,10 @@ class Layers(nnx.Module):
             raise ValueError(f"collect={unknown} is not allowed; any of: {allowed}")
         config = self.config
         x = embedded = self.rules.constrain(x, ACTIVATION_AXES)
-        shared, kept = self.share(batch, cache, memory, x.dtype)
+        # What remembers and what shows its weights is dense, whatever trains.
+        plain = cache is not None or "attention" in collect
+        backend = DENSE if plain else self.backend
+        shared, kept = self.share(batch, cache, memory, x.dtype, backend)
         found = []
         for name, layers in stack_names(config.stacks):
             x, values, mine = run_stack(
@@ -164,6 +170,7 @@ class Layers(nnx.Module):
         cache: Cache | None,
         memory: tuple[jax.Array | None, jax.Array] | None,
         dtype: jnp.dtype,
+        backend: Backend,
     ) -> tuple[Shared, Cache]:
         """What all layers read, and the part of the cache that is theirs together."""
         config, segments = self.config, batch["segments"]
@@ -177,22 +184,24 @@ class Layers(nnx.Module):
             here, places = slot + here, jnp.arange(keys.shape[1])
             widths = slots_of(config, keys.shape[1])
             seen = [window(keys, here, width) for width in widths]
-        biases = [
-            attention_bias(
-                segments,
-                each,
-                apart=distances(here, at),
-                causal=config.causal,
-                reach=kind.reach,
-            )
-            for kind, (each, at) in zip(config.kinds, seen, strict=True)
-        ]
         apart = distances(here, places)
-        relative = None
+        relative = extra = None
         if config.buckets:
             rows = bucket(apart, config.buckets, config.causal)
             extra = self.relative(rows, jnp.dtype(jnp.float32))  # [S, T, H]
-            biases = [each + jnp.moveaxis(extra, -1, 0)[None] for each in biases]
+            extra = jnp.moveaxis(extra, -1, 0)[None]
+        visible = [
+            Visibility(
+                segments,
+                each,
+                order=(here, at),
+                extra=extra,
+                causal=config.causal,
+                reach=kind.reach,
+                backend=backend,
+            ).with_bias()
+            for kind, (each, at) in zip(config.kinds, seen, strict=True)
+        ]
         if config.disentangled:
             table = self.relative.embedding[...].astype(dtype)
             if config.disentangled.norm:
@@ -202,15 +211,15 @@ class Layers(nnx.Module):
             rotation(kind.rope, batch["positions"]) if kind.rope else None
             for kind in config.kinds
         ]
-        there = None if memory is None else attention_bias(segments, memory[1])
+        there = None if memory is None else Visibility(segments, memory[1]).with_bias()
         shared = Shared(
             segments,
-            tuple(biases),
+            tuple(visible),
             tuple(rotations),
             jnp.asarray(slot, jnp.int32),
             relative,
             memory=None if memory is None else memory[0],
-            memory_bias=there,
+            memory_visible=there,
         )
         return shared, kept
 
@@ -237,10 +246,11 @@ class Transformer(Layers):
         rules: Rules = NO_RULES,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
+        attention: Backend = DENSE,
     ):
         self.dtype = dtype
         self.embeddings = Embeddings(config, rngs, rules)
-        super().__init__(config, rngs, rules=rules, remat=remat)
+        super().__init__(config, rngs, rules=rules, remat=remat, attention=attention)
         if config.pooler and config.pooling.dense:
             self.pooler = Pooler(config, rngs, rules)
 

@@ -1,0 +1,34 @@
+"""Which backend computes attention, and what is said of the choice."""
+
+from dataclasses import fields, replace
+
+from jaxlm.models.architecture import LayerKind, TransformerConfig
+from jaxlm.models.backends import ABILITIES, Backend, Need, choose
+from jaxlm.models.config import ModelConfig
+
+SIZES = dict(vocab_size=8, width=64, layers=2, heads=4, mlp_width=8, max_positions=16)
+PLAIN = Need(platform="cpu", dtype="float32", head_size=16, causal=True)
+
+
+def test_what_a_model_needs_is_read_off_its_architecture():
+    config = TransformerConfig(
+        **SIZES, pattern=(LayerKind(4), LayerKind()), score_cap=30.0, causal=True
+    )
+    found = Need.of(config, platform="gpu", dtype="bfloat16", split=True)
+    wanted = Need("gpu", "bfloat16", 16, True, (4, None), split=True, cap=True)
+    assert found == replace(wanted, dropout=True)
+
+
+def test_xla_does_all_there_is_and_says_nothing():
+    everything = replace(
+        PLAIN, split=True, extra=True, relative=True, cap=True, dropout=True
+    )
+    for name in ("xla", "auto"):
+        assert choose(name, replace(everything, split=False)).name == "xla"
+    assert choose("xla", everything) == Backend("xla")
+    assert choose("auto", PLAIN).notice == ""
+
+
+def test_every_choice_of_the_config_is_a_backend():
+    (field,) = (each for each in fields(ModelConfig) if each.name == "attention")
+    assert field.metadata["rule"].choices == ("auto", *ABILITIES)
