@@ -152,6 +152,7 @@ def make_parts(
             split=any(mesh.shape[axis] > 1 for axis in rules["sequence"]),
             packing=data.packing,
         ),
+        config.model.attention_block,
     )
     backbone = partial(
         Transformer,

@@ -32,7 +32,7 @@ FOLDERS = ("model", "results", "predictions")
 """Those of them whose files are written by us rather than by Orbax."""
 MAY_CHANGE = (
     "mesh", "mesh.rules", "checkpoint", "data.workers", "train.log_every_steps",
-    "model.scan", "model.remat", "model.attention",
+    "model.scan", "model.remat", "model.attention", "model.attention_block",
 )  # fmt: skip
 """What a resumed run may change: it is the same experiment."""
 LOCK_SECONDS = 1.0

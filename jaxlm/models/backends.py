@@ -16,10 +16,16 @@ from jaxlm.models.architecture import TransformerConfig
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend by name, and what the user should hear of its choice, once."""
+    """A backend by name, and what the user should hear of its choice, once.
+
+    ``block``: the most tokens of queries, and of keys, that splash has in hand.
+    ``interpret`` runs a kernel by XLA, slowly, where its hardware is not: for tests.
+    """
 
     name: str = "xla"
     notice: str = field(default="", compare=False)
+    block: int = 512
+    interpret: bool = False
 
 
 DENSE = Backend()
@@ -53,8 +59,9 @@ class Ability:
 
 ABILITIES: Mapping[str, Ability] = {
     "xla": Ability(extra=True, relative=True, dropout=True),
+    "splash": Ability(platforms=("tpu",)),
 }
-PREFERRED: Mapping[str, Sequence[str]] = {}
+PREFERRED: Mapping[str, Sequence[str]] = {"tpu": ("splash",)}
 """What ``auto`` tries on each platform, best first, before XLA."""
 
 
@@ -146,8 +153,10 @@ def lacks(name: str, need: Need) -> str | None:
     return next((problem for able, problem in wanted if not able), None)
 
 
-def choose(name: str, need: Need) -> Backend:
+def choose(name: str, need: Need, block: int = 512) -> Backend:
     """The backend that a user named, or for ``auto`` the best that can do it.
+
+    ``block`` is that of ``Backend``.
 
     Raises:
       UserError: the one that was named cannot.
@@ -158,7 +167,7 @@ def choose(name: str, need: Need) -> Backend:
                 f"config.model.attention: {name} {problem}; take auto, which finds one"
                 " that can, or xla, which always can"
             )
-        return Backend(name)
+        return Backend(name, block=block)
     tried = ("ring",) if need.split else PREFERRED.get(need.platform, ())
     problems = []
     for each in tried:
@@ -166,7 +175,7 @@ def choose(name: str, need: Need) -> Backend:
             continue
         problem = lacks(each, need)
         if problem is None:
-            return Backend(each)
+            return Backend(each, block=block)
         problems.append(f"{each} {problem}")
     notice = f"attention by XLA: {'; '.join(problems)}" if problems else ""
     return Backend(notice=notice)

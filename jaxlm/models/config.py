@@ -41,7 +41,13 @@ class ModelConfig:
         "auto",
         "who computes attention: auto takes the platform's own kernel where it can do"
         " what the model asks for; see docs/attention.md",
-        choices=("auto", "xla"),
+        choices=("auto", "xla", "splash"),
+    )
+    attention_block: int = field(
+        512,
+        "the most tokens of queries, and of keys, that splash attention has in hand at"
+        " a time: more is faster as long as they fit a core's memory",
+        choices=(128, 256, 512, 1024, 2048),
     )
     dropout: float | None = field(
         None,

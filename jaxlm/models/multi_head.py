@@ -13,8 +13,9 @@ from flax import nnx
 from jaxlm.core.mesh import Rules
 from jaxlm.core.types import Outputs
 from jaxlm.models.architecture import TransformerConfig
-from jaxlm.models.attention import Visibility, attention_scores, dense_attention
+from jaxlm.models.attention import Visibility, attention_scores
 from jaxlm.models.cache import LayerCache, remembered
+from jaxlm.models.kernels.dispatch import attention
 from jaxlm.models.layers import (
     Linear,
     dropout,
@@ -155,13 +156,11 @@ class Attention(nnx.Module):
             "cap": config.score_cap,
             "relative": relative,
         }
-        bias = visible.bias
-        assert bias is not None
-        y = dense_attention(
+        y = attention(
             query,
             keys,
             value,
-            bias,
+            visible,
             rate=config.dropout.weights,
             dropout_key=key,
             rules=self.rules,
@@ -169,7 +168,8 @@ class Attention(nnx.Module):
         )
         found = {}
         if "attention" in collect:
-            scores = attention_scores(query, keys, bias, **scoring)
+            assert visible.bias is not None
+            scores = attention_scores(query, keys, visible.bias, **scoring)
             found["attention"] = jax.nn.softmax(scores, axis=-1)
         return y.reshape(*y.shape[:2], -1), found
 

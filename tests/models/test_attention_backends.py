@@ -2,6 +2,9 @@
 
 from dataclasses import fields, replace
 
+import pytest
+
+from jaxlm.core.errors import UserError
 from jaxlm.models.architecture import LayerKind, TransformerConfig
 from jaxlm.models.backends import ABILITIES, Backend, Need, choose
 from jaxlm.models.config import ModelConfig
@@ -32,3 +35,31 @@ def test_xla_does_all_there_is_and_says_nothing():
 def test_every_choice_of_the_config_is_a_backend():
     (field,) = (each for each in fields(ModelConfig) if each.name == "attention")
     assert field.metadata["rule"].choices == ("auto", *ABILITIES)
+
+
+def test_a_tpu_has_splash_attention_and_falls_back_with_a_reason():
+    tpu = replace(PLAIN, platform="tpu")
+    found = choose("auto", tpu, 1024)
+    assert (found.name, found.notice, found.block) == ("splash", "", 1024)
+    found = choose("auto", replace(tpu, dropout=True))
+    assert found.name == "xla"
+    assert found.notice == (
+        "attention by XLA: splash has no dropout of attention's weights"
+        " (config.model.dropout=0 needs none)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "splash runs on tpu alone, not cpu; take auto"),
+        ({"extra": True}, "no bias by relative position"),
+        ({"relative": True}, "no disentangled attention"),
+        ({"split": True}, "needs whole rows, which the rule of sequence splits"),
+    ],
+)
+def test_a_backend_that_was_named_and_cannot_is_refused(change, said):
+    platform = "tpu" if change else "cpu"
+    with pytest.raises(UserError, match=said) as raised:
+        choose("splash", replace(PLAIN, platform=platform, **change))
+    assert str(raised.value).startswith("config.model.attention: splash ")
