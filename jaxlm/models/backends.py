@@ -60,6 +60,7 @@ class Ability:
 ABILITIES: Mapping[str, Ability] = {
     "xla": Ability(extra=True, relative=True, dropout=True),
     "splash": Ability(platforms=("tpu",)),
+    "ring": Ability(dropout=True, context=True),
 }
 PREFERRED: Mapping[str, Sequence[str]] = {"tpu": ("splash",)}
 """What ``auto`` tries on each platform, best first, before XLA."""
@@ -178,4 +179,6 @@ def choose(name: str, need: Need, block: int = 512) -> Backend:
             return Backend(each, block=block)
         problems.append(f"{each} {problem}")
     notice = f"attention by XLA: {'; '.join(problems)}" if problems else ""
+    if problems and need.split:
+        notice += "; devices gather the keys and values of whole rows"
     return Backend(notice=notice)

@@ -123,9 +123,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout (Srivastava et al., 2014); ``key=None`` returns x."""
     if key is None or rate == 0.0:
         return x
-    threshold = min(round(rate * 2**32), 2**32 - 1)
+    threshold = drop_threshold(rate)
     keep = hashed_bits(key, x.shape) >= jnp.uint32(threshold)
     return jnp.where(keep, x * (2**32 / (2**32 - threshold)), 0).astype(x.dtype)
+
+
+def drop_threshold(rate: float) -> int:
+    """Below which hashed bits are dropped, of 2**32."""
+    return min(round(rate * 2**32), 2**32 - 1)
 
 
 def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -146,8 +151,16 @@ def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
             jnp.uint32, row.shape, axis
         )
     column = jax.lax.broadcasted_iota(jnp.uint32, (*rest, last), len(rest))
+    return bits_at(words, row, column).reshape(shape)
+
+
+def bits_at(words: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    """The bits of ``hashed_bits`` at some rows and columns, u32.
+
+    ``words u32[2]`` are the key's data. For who holds a part of an array only.
+    """
     bits = _finalize(column ^ _finalize(row ^ words[0]))
-    return _finalize(bits + _finalize(row + words[-1])).reshape(shape)
+    return _finalize(bits + _finalize(row + words[-1]))
 
 
 def mixed(numbers: jax.Array, key: jax.Array | None, salt: int) -> jax.Array:

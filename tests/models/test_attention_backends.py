@@ -63,3 +63,15 @@ def test_a_backend_that_was_named_and_cannot_is_refused(change, said):
     with pytest.raises(UserError, match=said) as raised:
         choose("splash", replace(PLAIN, platform=platform, **change))
     assert str(raised.value).startswith("config.model.attention: splash ")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_rows_on_several_devices_have_ring_attention_everywhere(platform):
+    split = replace(PLAIN, platform=platform, split=True, dropout=True, cap=True)
+    assert choose("auto", split) == Backend("ring")
+    found = choose("auto", replace(split, extra=True))
+    assert found.name == "xla"
+    assert found.notice == (
+        "attention by XLA: ring has no bias by relative position; devices gather the"
+        " keys and values of whole rows"
+    )

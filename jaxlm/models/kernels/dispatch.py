@@ -9,6 +9,7 @@ import jax
 
 from jaxlm.core.mesh import NO_RULES, Axes, Rules
 from jaxlm.models.attention import Visibility, dense_attention
+from jaxlm.models.kernels.ring import ring_attention
 
 ROWS: Axes = ("batch", None)
 HEADS: Axes = ("batch", None, "heads", None)
@@ -46,6 +47,20 @@ def attention(
             relative=relative,
             rate=rate,
             dropout_key=dropout_key,
+            rules=rules,
+        )
+    if backend.name == "ring":
+        return ring_attention(
+            query,
+            key,
+            value,
+            visible.queries,
+            dropout_key,
+            causal=visible.causal,
+            reach=visible.reach,
+            scale=scale,
+            cap=cap,
+            rate=rate,
             rules=rules,
         )
     # Imported where they are used: Pallas alone takes a second, which no other pays.
