@@ -1,0 +1,403 @@
+"""launch/tpu_vm.py and worker.sh: stand-ins for gcloud and the trainer, real workers.
+
+A worker is a folder with the real worker.sh; ssh runs its commands there, scp copies
+there, and the bucket is one more folder. An event in ``plan`` says what becomes of each
+start of the trainer.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.queued import hosts
+from launch.trainer import default_run
+from tests.launching import ROOT, launch, stand_in
+
+TRAINER = ("--", "--config=configs/ner.py", "--config.task.labels=A 'B")
+GCLOUD = r"""#!/bin/bash
+{ printf '%s\0' "${0##*/}" "$@"; printf '\2\3'; } >>"$NOTES"
+cloud=$(dirname "$NOTES") command='' workers='0' files=()
+for word in "$@"; do
+    case $word in
+        --command=*) command=${word#--command=} ;;
+        --worker=all) workers='0 1' ;;
+        */jaxlm.*) files+=("$word") ;;
+    esac
+done
+case "$*" in
+    *buckets*) echo "${NAMESPACE-True}" ;;
+    *queued-resources\ describe*)
+        if [[ -e $cloud/denied ]]; then echo "PERMISSION_DENIED" >&2; exit 1; fi
+        [[ -e $cloud/state ]] || { echo "ERROR: NOT_FOUND: no such" >&2; exit 1; }
+        head -n 1 "$cloud/state"
+        [[ $(wc -l <"$cloud/state") = 1 ]] || sed -i 1d "$cloud/state" ;;
+    *queued-resources\ create*)
+        printf '%s\n' WAITING_FOR_RESOURCES PROVISIONING "${THEN:-ACTIVE}" \
+            >"$cloud/state"
+        mkdir -p "$cloud"/worker-{0,1} ;;
+    *queued-resources\ delete*) rm -rf "$cloud/state" "$cloud"/worker-* ;;
+    *" ssh "* | *" scp "*)
+        [[ $(head -n 1 "$cloud/state") = ACTIVE ]] || exit 255
+        for i in $workers; do
+            home=$cloud/worker-$i
+            mkdir -p "$home/.jaxlm/venv/bin"
+            cp "$cloud"/venv/* "$home/.jaxlm/venv/bin/"
+            [[ ! ${files[*]} ]] || cp -p "${files[@]}" "$home"
+            [[ ! $command ]] || (cd "$home" && HOME=$home bash -c "$command") || exit $?
+        done ;;
+esac
+"""
+PYTHON = r"""#!/bin/bash
+# As "python -m jaxlm.main ...": does the next line of the plan on the first worker.
+exec -a "$0 $*" bash "$(dirname "$NOTES")/venv/trainer" "$@"
+"""
+TRAIN = r"""cloud=$(dirname "$NOTES") event=''
+[[ $HOME != *worker-1 ]] || { sleep 0.3; exit 0; }
+event=$(head -n 1 "$cloud/plan") && sed -i 1d "$cloud/plan"
+mkdir -p runs/ner && echo "$event" >>runs/ner/metrics.jsonl
+printf '%s\n' "$@" >"$cloud/arguments"
+echo "token ${HF_TOKEN:-none}" >"$cloud/token"
+echo "event $event"
+case $event in
+    preempted) echo SUSPENDED >"$cloud/state"; exit 143 ;;
+    waits) trap 'echo saved; exit 143' TERM; read -t 20 <> <(:) ;;
+    *) exit "$event" ;;
+esac
+"""
+GIT = """#!/bin/bash
+[[ $1 = status ]] || tar -czf "${3#--output=}" -C "$CHECKOUT" launch
+"""
+
+
+GCSFUSE = """#!/bin/bash
+rmdir "$3" && ln -s "$(dirname "$NOTES")/bucket" "$3"
+"""
+MOUNTPOINT = """#!/bin/bash
+[[ -L $2 ]]
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """A folder with the stand-ins, in which launchers run."""
+    for name, text in {
+        "gcloud": GCLOUD,
+        "git": GIT,
+        "gcsfuse": GCSFUSE,
+        "mountpoint": MOUNTPOINT,
+    }.items():
+        stand_in(tmp_path, name, text)
+    for folder in ("venv", "bucket"):
+        (tmp_path / folder).mkdir()
+    stand_in(tmp_path / "venv", "python", PYTHON)
+    stand_in(tmp_path / "venv", "pip", "#!/bin/bash\n")
+    (tmp_path / "venv/trainer").write_text(TRAIN)
+    yield tmp_path
+    for pid in tmp_path.glob("worker-*/.jaxlm/pid"):
+        subprocess.run(["kill", "-KILL", pid.read_text().strip()], capture_output=True)
+
+
+@pytest.fixture
+def tpu(cloud):
+    def run(verb, *given, plan=(), state="", **variables):
+        (cloud / "plan").write_text("".join(f"{each}\n" for each in plan))
+        if state:
+            (cloud / "state").write_text(f"{state}\n")
+        rest = given[given.index("--") :] if "--" in given else ()
+        own = given[: len(given) - len(rest)]
+        return launch(
+            cloud, "tpu_vm", verb, "ner", "--zone=z", *own, *rest,
+            CHECKOUT=str(ROOT), **variables,
+        )  # fmt: skip
+
+    return run
+
+
+SLICE = ("--accelerator=v5litepod-16", "--bucket=gs://mine/runs", "--poll-seconds=0")
+
+
+def verbs(done):
+    """What gcloud was asked to do with the queued resource, without questions."""
+    said = [words[4] for words, _ in done.calls if words[3] == "queued-resources"]
+    return [each for each in said if each != "describe"]
+
+
+def test_a_slice_is_made_installed_and_trained_on_all_workers(tpu, cloud):
+    done = tpu("train", *SLICE, "--spot", *TRAINER, plan=["0"])
+    assert done.code == 0, done.err
+    assert verbs(done) == ["create", "scp", "ssh", "ssh", "ssh", "ssh"]
+    create = next(words for words, _ in done.calls if words[4] == "create")
+    assert create[5:] == [
+        "ner", "--zone=z", "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-alpha-tpuv5-lite", "--node-id=ner", "--spot", "--async",
+    ]  # fmt: skip
+    assert "ner is ACTIVE" in done.out and "costs until it is deleted" in done.out
+    started = (cloud / "arguments").read_text().splitlines()
+    assert started == ["-m", "jaxlm.main", *TRAINER[1:], "--workdir=runs/ner"]
+    for worker in ("worker-0", "worker-1"):
+        assert (cloud / worker / ".jaxlm/code").read_text() == "0\n"
+    assert (cloud / "bucket/runs/ner/metrics.jsonl").read_text() == "0\n"
+
+
+def test_a_preempted_slice_is_made_anew_and_goes_on_from_the_bucket(tpu, cloud):
+    done = tpu("train", *SLICE, "--delete", *TRAINER, plan=["preempted", "0"])
+    assert done.code == 0, done.err
+    said = verbs(done)
+    assert said.count("create") == 2 and said[-1] == "delete"
+    assert said.index("delete") < len(said) - 1 - said[::-1].index("create")
+    assert "restart 1" in done.out
+    assert (cloud / "bucket/runs/ner/metrics.jsonl").read_text() == "preempted\n0\n"
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
+def test_what_is_left_of_a_preemption_is_deleted_first(tpu, state):
+    done = tpu("create", *SLICE, state=state)
+    assert done.code == 0 and verbs(done) == ["delete", "create"]
+
+
+def test_a_trainer_that_crashes_is_started_again_so_often_and_not_installed(tpu):
+    done = tpu("train", *SLICE, "--restarts=2", *TRAINER, plan=["1", "1", "1"])
+    assert done.code == 1 and "ended 1; --restarts is reached" in done.err
+    assert verbs(done).count("scp") == 1 and "delete" not in verbs(done)
+
+
+def test_what_the_user_has_to_mend_is_not_tried_again(tpu):
+    done = tpu("train", *SLICE, "--delete", *TRAINER, plan=["2"])
+    assert done.code == 2 and verbs(done).count("create") == 1
+    assert "delete" not in verbs(done)
+
+
+def test_a_run_that_is_alive_is_followed_and_not_started_again(tpu, cloud):
+    done = tpu("create", *SLICE)
+    done = tpu("install", "--bucket=gs://mine/runs")
+    assert done.code == 0, done.err
+    assert tpu("start", *TRAINER, plan=["waits"]).code == 0
+    until(lambda: (cloud / "arguments").exists())
+    follower = tpu_in_background(cloud)
+    until(lambda: "logs" in (cloud / "notes").read_text())
+    stopped = tpu("stop")
+    assert stopped.code == 0, stopped.err
+    out, _ = follower.communicate(timeout=30)
+    assert follower.returncode == 0
+    assert "saved" in out and "stopped 143" in out
+
+
+def tpu_in_background(cloud):
+    words = ["python", "-m", "launch.tpu_vm", "train", "ner", "--zone=z", *SLICE]
+    return subprocess.Popen(
+        [*words, *TRAINER],
+        cwd=cloud,
+        env={
+            **os.environ,
+            "PATH": f"{cloud}:{os.environ['PATH']}",
+            "NOTES": str(cloud / "notes"),
+            "PYTHONPATH": str(ROOT),
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_secret_is_copied_in_a_file_for_its_owner_alone(tpu, cloud):
+    given = (*SLICE, "--env=HF_TOKEN", *TRAINER)
+    secret = "hunter2 'and' $more"
+    done = tpu("train", *given, plan=["0"], HF_TOKEN=secret)
+    assert done.code == 0, done.err
+    assert (cloud / "token").read_text() == f"token {secret}\n"
+    kept = cloud / "worker-0/.jaxlm/env"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert not (cloud / "build/launch/ner/jaxlm.env").exists()
+    assert "hunter2" not in json.dumps(done.calls) + done.out + done.err
+
+
+def test_a_dry_run_prints_the_commands_that_would_run_and_runs_none(tpu, cloud):
+    given = (*SLICE, "--env=HF_TOKEN")
+    dry = tpu("train", *given, "--dry-run", *TRAINER, HF_TOKEN="hunter2")
+    assert dry.code == 0 and dry.calls == [] and "hunter2" not in dry.out
+    assert not (cloud / "build").exists() and not (cloud / "state").exists()
+    wet = tpu("train", *given, *TRAINER, plan=["0"], HF_TOKEN="hunter2")
+    lines = [shlex.split(line) for line in dry.out.splitlines()]
+    dry_calls = [words for words in lines if words[0] == "gcloud"]
+    wet_calls = [words for words, _ in wet.calls]
+    assert once(wet_calls) == once(dry_calls)
+
+
+def once(calls):
+    """Calls without the same again, as those that wait."""
+    return [each for at, each in enumerate(calls) if each not in calls[:at]]
+
+
+def test_several_slices_are_named_by_a_prefix(tpu):
+    done = tpu("create", *SLICE, "--slices=2", "--reserved", "--valid-until=6h")
+    create = next(words for words, _ in done.calls if words[4] == "create")
+    assert create[9:] == [
+        "--node-count=2", "--node-prefix=ner", "--reserved",
+        "--valid-until-duration=6h", "--async",
+    ]  # fmt: skip
+
+
+def test_capacity_that_does_not_come_ends_the_wait(tpu):
+    done = tpu("create", *SLICE, THEN="FAILED")
+    assert done.code == 1 and "ner is FAILED" in done.err
+    assert verbs(done) == ["create"]
+
+
+def test_a_question_that_fails_is_not_taken_for_a_missing_slice(tpu, cloud):
+    (cloud / "denied").touch()
+    done = tpu("train", *SLICE, *TRAINER)
+    assert done.code == 1 and "PERMISSION_DENIED" in done.err
+    assert "create" not in verbs(done)
+
+
+def test_status_says_the_state_of_the_resource_and_of_each_worker(tpu, capfd):
+    tpu("train", *SLICE, *TRAINER, plan=["0"])
+    capfd.readouterr()
+    done = tpu("status")
+    assert done.out == "ACTIVE\n"
+    assert capfd.readouterr().out.count("ended 0: ") == 2
+
+
+@pytest.mark.parametrize(("given", "asks"), [((), True), (("--yes",), False)])
+def test_delete_leaves_the_question_to_gcloud(tpu, given, asks):
+    done = tpu("delete", *given)
+    ((words, _),) = done.calls
+    assert words[4] == "delete" and "--force" in words
+    assert ("--quiet" not in words) == asks
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("train", "--accelerator=v5litepod-16", *TRAINER), "has several hosts"),
+        (
+            ("train", "--accelerator=v5litepod-8", "--spot", *TRAINER),
+            "--bucket is miss",
+        ),
+        (("train", "--accelerator=v5litepod-8", "--slices=2", *TRAINER), "several"),
+        (("train", "--accelerator=tpu", *TRAINER), "such as v5litepod-16"),
+        (("train", *SLICE, "--spot", "--reserved", *TRAINER), "exclude each other"),
+        (("train", *SLICE), "missing --config; give them after --"),
+        (("train", *SLICE, "--bucket=mine", *TRAINER), "gs://NAME"),
+        (("train", *SLICE, "--env=A B", *TRAINER), "give the name alone"),
+        (("train", *SLICE, "--valid-until=soon", *TRAINER), "such as 30m or 6h"),
+        (("train", *SLICE, "--", "--config=c", "--workdir=/x"), "not below runs/"),
+        (("stop", *TRAINER), "takes no arguments of the trainer"),
+        (("nothing",), "nothing"),
+    ],
+)
+def test_what_is_not_allowed_is_one_line_and_nothing_runs(tpu, given, said):
+    done = tpu(*given)
+    assert done.code == 2 and done.calls == []
+    assert said in done.err and done.err.count("\n") == 1
+
+
+def test_a_bucket_whose_folders_are_not_renamed_at_once_is_refused(tpu):
+    done = tpu("train", *SLICE, *TRAINER, NAMESPACE="")
+    assert done.code == 2 and "--enable-hierarchical-namespace" in done.err
+    assert verbs(done) == []
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "count"),
+    [
+        ("v5litepod-1", 1), ("v5litepod-8", 1), ("v5litepod-16", 4), ("v6e-256", 64),
+        ("v4-8", 1), ("v5p-8", 1), ("v5p-128", 16), ("v3-32", 4),
+    ],
+)  # fmt: skip
+def test_hosts_of_a_slice(accelerator, count):
+    assert hosts(accelerator) == count
+
+
+@pytest.mark.parametrize("spec", ["configs/ner.py", "configs/ner.py:tiny", "a/b.c:d:e"])
+def test_the_run_is_named_as_the_trainer_names_it(spec):
+    from jaxlm.main import default_workdir
+
+    assert Path("runs") / default_run(spec) == default_workdir(spec)
+
+
+@pytest.fixture
+def worker(cloud):
+    """Runs a verb of worker.sh in a home, with the stand-in for the trainer."""
+    home = cloud / "worker-0"
+    (home / "jaxlm/launch").mkdir(parents=True)
+    script = home / "jaxlm/launch/worker.sh"
+    script.write_text((ROOT / "launch/worker.sh").read_text())
+    bin = home / ".jaxlm/venv/bin"
+    bin.mkdir(parents=True)
+    for each in (cloud / "venv").iterdir():
+        stand_in(bin, each.name, each.read_text())
+
+    def run(*words, plan=()):
+        if plan:
+            (cloud / "plan").write_text("".join(f"{each}\n" for each in plan))
+        return subprocess.run(
+            ["bash", script, *words],
+            env={
+                **os.environ,
+                "PATH": f"{cloud}:{os.environ['PATH']}",
+                "HOME": str(home),
+                "NOTES": str(cloud / "notes"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_a_trainer_outlives_its_start_and_is_stopped_by_a_signal_that_it_sees(worker):
+    assert worker("state").stdout == "none\n"
+    assert worker("start", "--x", plan=["waits"]).returncode == 0
+    assert worker("state").stdout == "running\n"
+    assert "already running" in worker("start", "--x").stdout
+    until(lambda: "event" in worker("status").stdout)
+    assert worker("stop", "20").stdout.endswith(": stopped 143\n")
+    assert "saved" in worker("status").stdout
+
+
+def test_logs_end_with_the_trainer_and_give_its_exit_code(worker):
+    worker("start", plan=["7"])
+    done = worker("logs")
+    assert done.returncode == 7
+    assert "event 7" in done.stdout and done.stdout.endswith(": ended 7\n")
+
+
+def test_a_trainer_that_vanished_is_lost_and_can_be_started_again(worker, cloud):
+    worker("start", plan=["waits", "0"])
+    until(lambda: "event" in worker("status").stdout)
+    kept = cloud / "worker-0/.jaxlm"
+    pid = int((kept / "pid").read_text())
+    parent = int(Path(f"/proc/{pid}/stat").read_text().split(") ")[1].split()[1])
+    for each in (parent, pid):  # as when the machine is restarted
+        os.kill(each, signal.SIGKILL)
+    until(lambda: worker("state").stdout == "lost\n")
+    assert worker("start").returncode == 0
+    assert worker("logs").returncode == 0
+
+
+@pytest.mark.parametrize("words", [(), ("destroy",)])
+def test_a_verb_that_is_not_known_is_refused(worker, words):
+    done = worker(*words)
+    assert done.returncode == 2 and "allowed are install, start" in done.stderr
+
+
+def test_runs_of_a_worker_are_not_hidden_by_the_bucket(worker, cloud):
+    run = cloud / "worker-0/jaxlm/runs/old"
+    run.mkdir(parents=True)
+    done = worker("install", "python3", "mine/runs")
+    assert done.returncode == 2 and "not empty" in done.stderr
+    assert run.exists()
