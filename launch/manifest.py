@@ -186,6 +186,7 @@ def runs_volume(given: argparse.Namespace) -> dict:
     # No cache of metadata: what one pod wrote, the others must see.
     options = [
         "metadata-cache:ttl-secs:0",
+        "metadata-cache:negative-ttl-secs:0",
         f"uid={given.run_as}",
         f"gid={given.run_as}",
     ]

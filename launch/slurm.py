@@ -43,7 +43,7 @@ echo "$(date -Is) start $restarts on $SLURM_JOB_NODELIST"
 step=$!
 # {seconds} s before the time limit Slurm sends SIGTERM to this shell alone (B:). The
 # trainers get it by scancel, save and end; srun would not hand it on, but kill them.
-trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null' TERM
 while :; do # a signal ends `wait`, not the step
     wait "$step"
     code=$?

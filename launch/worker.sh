@@ -43,7 +43,8 @@ share_runs() { # share_runs BUCKET[/FOLDER]: runs/ is that folder, on all worker
         command -v gcsfuse >/dev/null || install_gcsfuse
         mkdir -p "$mount"
         # No cache: what one worker wrote, the others must see.
-        gcsfuse --metadata-cache-ttl-secs=0 "$bucket" "$mount"
+        gcsfuse --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+            "$bucket" "$mount"
     fi
     mkdir -p "$folder"
     if [[ -e runs && ! -L runs ]]; then

@@ -149,7 +149,8 @@ def test_a_bucket_is_mounted_without_caches_for_the_user_of_the_trainer(jobset):
     csi = pod["volumes"][0]["csi"]
     assert csi["volumeAttributes"] == {
         "bucketName": "mine",
-        "mountOptions": "metadata-cache:ttl-secs:0,uid=7,gid=7,only-dir=a/runs",
+        "mountOptions": "metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
+        ",uid=7,gid=7,only-dir=a/runs",
     }
     annotations = job["template"]["metadata"]["annotations"]
     assert annotations == {"gke-gcsfuse/volumes": "true"}

@@ -76,7 +76,7 @@ GIT = """#!/bin/bash
 
 
 GCSFUSE = """#!/bin/bash
-rmdir "$3" && ln -s "$(dirname "$NOTES")/bucket" "$3"
+rmdir "${@: -1}" && ln -s "$(dirname "$NOTES")/bucket" "${@: -1}"
 """
 MOUNTPOINT = """#!/bin/bash
 [[ -L $2 ]]
