@@ -28,6 +28,7 @@ WAITING = (
     "DELETING",
 )  # fmt: skip
 MISSING = "MISSING"
+TELL_SECONDS = 300
 
 
 @dataclass
@@ -162,13 +163,12 @@ def provide(
     Raises:
       Failed: it was made and then failed, or was deleted meanwhile.
     """
-    say, made, began, told = queued.shell.say, False, clock(), ""
+    say, made, began, told = queued.shell.say, False, clock(), ("", 0.0)
     while True:
-        state = queued.state()
-        if state != told:
-            minutes = (clock() - began) / 60
-            say(f"{queued.name} is {state} after {minutes:.0f} min")
-            told = state
+        state, now = queued.state(), clock()
+        if state != told[0] or now - told[1] >= TELL_SECONDS:
+            say(f"{queued.name} is {state} after {(now - began) / 60:.0f} min")
+            told = (state, now)
         if state == "ACTIVE":
             return made
         if state in (MISSING, *GONE):

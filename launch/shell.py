@@ -68,7 +68,7 @@ class Shell:
     def run(
         self, command: Sequence[str], *, text: str = "", shown: str | None = None
     ) -> None:
-        """Run a command, ``text`` on its standard input; its output is the user's.
+        """Run a command, perhaps with ``text`` to read; its output is the user's.
 
         ``shown`` is printed by a dry run in place of a text that holds secrets; in it,
         a shell replaces ``$NAME``.
@@ -80,8 +80,8 @@ class Shell:
             here = "" if not text else _here(text) if shown is None else _filled(shown)
             print(shlex.join(command) + here, flush=True)
             return
-        given = {"input": text} if text else {"stdin": subprocess.DEVNULL}
-        done = _started(lambda: subprocess.run(command, text=True, **given))
+        # Without a text it may ask the user: gcloud does, as before it deletes.
+        done = _started(lambda: subprocess.run(command, text=True, input=text or None))
         if done.returncode:
             raise Failed(command, done.returncode)
 

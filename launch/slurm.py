@@ -65,7 +65,7 @@ exit "$code"
 
 def directives(given: argparse.Namespace) -> list[str]:
     """The options of sbatch."""
-    # A task a GPU: so does jax.distributed take it under Slurm, where a process owns
+    # A task a GPU: so does jax.distributed have it under Slurm, where a process owns
     # the device of its number on the node. Not --gpus-per-task, which would hide the
     # others' GPUs from it, and break both that number and NCCL's links.
     tasks = given.gpus_per_node or 1

@@ -22,13 +22,11 @@ fail() {
 
 install() {
     local python=$1 bucket=${2:-}
-    if [[ ! -e $kept/venv ]]; then
-        if command -v "$python" >/dev/null; then
-            "$python" -m venv "$kept/venv"
-        else # images of Ubuntu 22.04 have Python 3.10, which is too old
-            python3 -m pip install --user --quiet uv
-            python3 -m uv venv --quiet --seed --python "${python#python}" "$kept/venv"
-        fi
+    if [[ ! -e $kept/venv ]] && ! "$python" -m venv "$kept/venv"; then
+        # Images of Ubuntu 22.04 have Python 3.10, which is too old.
+        rm -rf "$kept/venv"
+        python3 -m pip install --user --quiet uv
+        python3 -m uv venv --quiet --seed --python "${python#python}" "$kept/venv"
     fi
     "$kept/venv/bin/pip" install --quiet -e '.[tpu]'
     [[ ! -e $HOME/jaxlm.env ]] || mv "$HOME/jaxlm.env" "$kept/env"

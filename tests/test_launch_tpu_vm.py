@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.queued import hosts
+from launch.queued import Queued, hosts, provide
+from launch.shell import Shell
 from launch.trainer import default_run
 from tests.launching import ROOT, launch, stand_in
 
@@ -162,7 +163,7 @@ def test_what_is_left_of_a_preemption_is_deleted_first(tpu, state):
 
 
 def test_a_trainer_that_crashes_is_started_again_so_often_and_not_installed(tpu):
-    done = tpu("train", *SLICE, "--restarts=2", *TRAINER, plan=["1", "1", "1"])
+    done = tpu("train", *SLICE, "--restarts=1", *TRAINER, plan=["1", "1"])
     assert done.code == 1 and "ended 1; --restarts is reached" in done.err
     assert verbs(done).count("scp") == 1 and "delete" not in verbs(done)
 
@@ -249,6 +250,19 @@ def test_several_slices_are_named_by_a_prefix(tpu):
     ]  # fmt: skip
 
 
+def test_who_waits_for_long_is_told_so_now_and_then(capsys):
+    states = iter(["WAITING_FOR_RESOURCES"] * 9 + ["ACTIVE"])
+    minutes = iter(range(100))
+    queued = Queued(Shell(dry_run=False), "ner", "z")
+    queued.state = lambda: next(states)
+    assert not provide(queued, [], 0, clock=lambda: next(minutes) * 60.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "ner is WAITING_FOR_RESOURCES after 1 min",
+        "ner is WAITING_FOR_RESOURCES after 6 min",
+        "ner is ACTIVE after 10 min",
+    ]
+
+
 def test_capacity_that_does_not_come_ends_the_wait(tpu):
     done = tpu("create", *SLICE, THEN="FAILED")
     assert done.code == 1 and "ner is FAILED" in done.err
@@ -271,10 +285,21 @@ def test_status_says_the_state_of_the_resource_and_of_each_worker(tpu, capfd):
 
 
 @pytest.mark.parametrize(("given", "asks"), [((), True), (("--yes",), False)])
-def test_delete_leaves_the_question_to_gcloud(tpu, given, asks):
-    done = tpu("delete", *given)
-    ((words, _),) = done.calls
-    assert words[4] == "delete" and "--force" in words
+def test_delete_leaves_the_question_to_gcloud(tpu, cloud, given, asks):
+    stand_in(cloud, "gcloud")
+    answer = os.memfd_create("answer")
+    os.write(answer, b"y\n")
+    os.lseek(answer, 0, os.SEEK_SET)
+    before = os.dup(0)
+    os.dup2(answer, 0)
+    try:
+        done = tpu("delete", *given)
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(answer)
+    ((words, read),) = done.calls
+    assert words[4] == "delete" and "--force" in words and read == "y\n"
     assert ("--quiet" not in words) == asks
 
 
@@ -387,6 +412,19 @@ def test_a_trainer_that_vanished_is_lost_and_can_be_started_again(worker, cloud)
     until(lambda: worker("state").stdout == "lost\n")
     assert worker("start").returncode == 0
     assert worker("logs").returncode == 0
+
+
+def test_a_python_that_the_image_has_not_is_fetched_by_uv(worker, cloud):
+    python = '#!/bin/bash\necho "$*" >>"$NOTES"\n'
+    stand_in(cloud, "python3", python)
+    kept = cloud / "worker-0/.jaxlm"
+    (kept / "venv").rename(kept / "before")
+    done = worker("install", "python3.19")
+    assert done.returncode != 0  # the stand-in for uv makes no environment
+    assert (cloud / "notes").read_text().splitlines() == [
+        "-m pip install --user --quiet uv",
+        f"-m uv venv --quiet --seed --python 3.19 {kept}/venv",
+    ]
 
 
 @pytest.mark.parametrize("words", [(), ("destroy",)])
