@@ -244,7 +244,9 @@ def main(arguments: list[str]) -> int:
     elif given.verb == "logs":
         return queued.shell.stream(queued.first(f"{WORKER} logs"))
     elif given.verb == "status":
-        queued.shell.say(queued.state())
+        state = queued.state()
+        if not given.dry_run:
+            print(state)
         queued.everywhere(f"{WORKER} status")
     elif given.verb == "stop":
         queued.everywhere(f"{WORKER} stop")

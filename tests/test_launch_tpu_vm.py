@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -45,6 +46,7 @@ case "$*" in
     *queued-resources\ delete*) rm -rf "$cloud/state" "$cloud"/worker-* ;;
     *" ssh "* | *" scp "*)
         [[ $(head -n 1 "$cloud/state") = ACTIVE ]] || exit 255
+        [[ $command != *" logs" || ! -e $cloud/cut ]] || { rm "$cloud/cut"; exit 255; }
         for i in $workers; do
             home=$cloud/worker-$i
             mkdir -p "$home/.jaxlm/venv/bin"
@@ -67,6 +69,7 @@ echo "token ${HF_TOKEN:-none}" >"$cloud/token"
 echo "event $event"
 case $event in
     preempted) echo SUSPENDED >"$cloud/state"; exit 143 ;;
+    until-logs) while [[ $(grep -c logs "$NOTES") -lt 2 ]]; do sleep 0.1; done ;;
     waits) trap 'echo saved; exit 143' TERM; read -t 20 <> <(:) ;;
     *) exit "$event" ;;
 esac
@@ -174,6 +177,15 @@ def test_what_the_user_has_to_mend_is_not_tried_again(tpu):
     assert "delete" not in verbs(done)
 
 
+def test_a_connection_that_is_lost_is_made_again_and_the_trainer_let_be(tpu, cloud):
+    (cloud / "cut").touch()
+    done = tpu("train", *SLICE, *TRAINER, plan=["until-logs"])
+    assert done.code == 0, done.err
+    assert "the connection was lost, the trainer was not" in done.out
+    assert (cloud / "bucket/runs/ner/metrics.jsonl").read_text() == "until-logs\n"
+    assert verbs(done).count("scp") == 1 and "restart" not in done.out
+
+
 def test_a_run_that_is_alive_is_followed_and_not_started_again(tpu, cloud):
     done = tpu("create", *SLICE)
     done = tpu("install", "--bucket=gs://mine/runs")
@@ -190,7 +202,7 @@ def test_a_run_that_is_alive_is_followed_and_not_started_again(tpu, cloud):
 
 
 def tpu_in_background(cloud):
-    words = ["python", "-m", "launch.tpu_vm", "train", "ner", "--zone=z", *SLICE]
+    words = [sys.executable, "-m", "launch.tpu_vm", "train", "ner", "--zone=z", *SLICE]
     return subprocess.Popen(
         [*words, *TRAINER],
         cwd=cloud,
