@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+from pathlib import Path
 
-from jaxlm.core import door
+from jaxlm.core import cluster, door
 from jaxlm.core.errors import UserError
 from jaxlm.core.schema import leaves
 from jaxlm.experiment.config import ExperimentConfig
@@ -46,7 +48,9 @@ def main(arguments: list[str]) -> None:
             choices=LEAVES[f"data.{name}"].rule.choices,
             help=f"of --data: {meaning}",
         )
+    cluster.add_flags(parser)
     known, _ = parser.parse(arguments)
+    place = cluster.read_flags(known)
     if known.watch and known.step != "best":
         raise UserError("--watch scores every checkpoint; leave out --step")
     if known.data is not None and not known.data.strip():
@@ -55,6 +59,16 @@ def main(arguments: list[str]) -> None:
     if reading and not known.data:
         raise UserError(f"--{next(iter(reading))} describes --data, which is missing")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxlm.core.hosts import joined
+
+    with joined(place) as hosts:
+        hosts.log_to(Path(known.workdir) / "logs", "evaluate-")
+        evaluate(known, reading)
+
+
+def evaluate(known: argparse.Namespace, reading: dict[str, str]) -> None:
+    """Score, and print what came of it."""
+    from jaxlm.core.hosts import here
     from jaxlm.experiment.runs import Run, result_name
 
     run = Run(known.workdir)
@@ -74,8 +88,9 @@ def main(arguments: list[str]) -> None:
     for step in steps:
         evaluation = run.evaluate(data, name, step)
         print(f"step {step}  {name}  loss {evaluation.metrics['loss']:.4f}\n")
-        print(evaluation.report)
-        print(f"written: {run.workdir}/results/{name}-{step}.json")
+        if here().first:
+            print(evaluation.report)
+            print(f"written: {run.workdir}/results/{name}-{step}.json")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
-from jaxlm.core import config, door
-from jaxlm.core.errors import UserError
+from jaxlm.core import cluster, config, door
+from jaxlm.core.errors import Lost, UserError
 from jaxlm.experiment import ExperimentConfig
 
 
@@ -21,25 +21,30 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="start anew in a workdir that holds a run; says what it deletes",
     )
+    cluster.add_flags(parser)
     known, overrides = parser.parse(arguments)
+    place = cluster.read_flags(known)
     if known.config is None:
         raise UserError("--config is missing; for example --config=configs/ner.py")
     resolved = config.resolve(ExperimentConfig, known.config, overrides)
     if known.explain:
         print(config.explain(resolved))
         return
-    workdir = known.workdir or default_workdir(known.config)
+    workdir = Path(known.workdir or default_workdir(known.config))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxlm.core.hosts import joined
     from jaxlm.experiment.training import train
     from jaxlm.train.saving import NotSaved
 
-    print(f"workdir {workdir}")
-    try:
-        train(resolved.config, workdir, overwrite=known.overwrite)
-    except (KeyboardInterrupt, SystemExit, OSError, NotSaved):
-        if has_begun(workdir):
-            print(f"to go on: {command(arguments)}", flush=True)
-        raise
+    with joined(place) as hosts:
+        print(f"workdir {workdir}", flush=True)
+        hosts.log_to(workdir / "logs")
+        try:
+            train(resolved.config, workdir, overwrite=known.overwrite)
+        except (KeyboardInterrupt, SystemExit, OSError, NotSaved, Lost):
+            if has_begun(workdir):
+                print(f"to go on: {command(arguments)}", flush=True)
+            raise
 
 
 def has_begun(workdir: Path) -> bool:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from jaxlm.core import door
+from jaxlm.core import cluster, door
 from jaxlm.core.errors import UserError
 from jaxlm.data.lines import bounded
 from jaxlm.experiment.flags import add_flags, read_flags
@@ -52,7 +52,9 @@ def main(arguments: list[str]) -> None:
         "--json", action="store_true", help="JSONL for --text on a terminal too"
     )
     add_flags(parser)
+    cluster.add_flags(parser)
     known, _ = parser.parse(arguments)
+    place = cluster.read_flags(known)
     generation = read_flags(known)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if known.model and known.step != "best":
@@ -61,23 +63,37 @@ def main(arguments: list[str]) -> None:
         raise UserError("--step=all: one checkpoint predicts; allowed: best, last, N")
     with ExitStack() as files:
         texts = known.text and given_texts(known.text)
-        predict(known, generation, texts or read_inputs(known.input, files))
+        inputs = texts or read_inputs(known.input, files)
+        if known.model:
+            generate(known, generation, inputs)
+            return
+        from jaxlm.core.hosts import joined
+
+        with joined(place) as hosts:
+            if hosts.count > 1 and known.input == "-":
+                raise UserError(
+                    "--input=-: several processes each read a file; name it"
+                )
+            hosts.log_to(Path(known.workdir) / "logs", "predict-", sys.stderr)
+            predict(known, inputs)
 
 
-def predict(
+def generate(
     known: argparse.Namespace, generation: Generation, inputs: Iterator[dict[str, Any]]
 ) -> None:
-    """Print what a run or a model makes of the inputs."""
+    """Print what a language model makes of the inputs."""
+    from jaxlm.experiment.generating import answer
+
+    pretty = known.text and sys.stdout.isatty() and not known.json
+    answer(known.model, inputs, generation, chat=known.chat, pretty=bool(pretty))
+
+
+def predict(known: argparse.Namespace, inputs: Iterator[dict[str, Any]]) -> None:
+    """Print what a run makes of the inputs; of several processes, on the first."""
     from rich.console import Console
 
     from jaxlm.experiment.runs import Run
 
-    if known.model:
-        from jaxlm.experiment.generating import answer
-
-        pretty = known.text and sys.stdout.isatty() and not known.json
-        answer(known.model, inputs, generation, chat=known.chat, pretty=bool(pretty))
-        return
     run = Run(known.workdir, say=lambda text: print(text, file=sys.stderr))
     step = run.choose(known.step)[0]
     pretty = known.text and sys.stdout.isatty() and not known.json

@@ -1,8 +1,8 @@
 """What all doors share: flags, one-line errors, exit codes; without jax, so quickly.
 
-Exit codes: 0 done, 2 something that the user can mend, 130 interrupted (143 by
-SIGTERM), 141 the reader of our output went away. Any other exception is a bug and keeps
-its traceback (exit 1).
+Exit codes: 0 done, 2 something that the user can mend, 75 a process of several is gone
+(start all again), 130 interrupted (143 by SIGTERM), 141 the reader of our output went
+away. Any other exception is a bug and keeps its traceback (exit 1).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxlm.core.errors import OS_ERROR, UserError
+from jaxlm.core.errors import OS_ERROR, Lost, UserError
 from jaxlm.core.pages import ask_for_huge_pages
 from jaxlm.core.schema import nearest
 
@@ -152,9 +152,15 @@ def start(main: Callable[[list[str]], None]) -> None:
     except SystemExit as end:
         if not isinstance(end.code, int) or end.code == 0:
             raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code)
+        code = end.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    else:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -176,6 +182,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         if "--debug" in arguments:
             traceback.print_exc()
         _fail(f"error: {' '.join(str(error).split())}", 2)
+    except Lost as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _fail(f"error: {' '.join(str(error).split())}", error.code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:

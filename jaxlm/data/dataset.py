@@ -18,8 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.core.errors import UserError
+from jaxlm.core.hosts import here
 from jaxlm.core.types import Features, Record
-from jaxlm.data.lengths import Table, cache_file, measure, read_table, write_table
+from jaxlm.data.lengths import (
+    Table,
+    cache_file,
+    from_bytes,
+    measure,
+    read_table,
+    to_bytes,
+    write_table,
+)
 
 KEPT_BYTES = 512 * 2**20
 """Memory for the encoded records of a data set: small data is encoded only once."""
@@ -34,7 +43,11 @@ class Dataset:
 
     ``encode_one`` is the task's ``encode``; ``encoding`` names, as a digest does, how
     it makes windows of records. ``cached`` takes the table from the cache on disk, or
-    leaves it there; else every record is encoded now.
+    leaves it there; else every record is encoded now. Of several processes, the first
+    does so, and the others are given its table; their records must be the same.
+
+    Raises:
+      UserError: another process has other records.
     """
 
     def __init__(
@@ -48,13 +61,24 @@ class Dataset:
         self.records, self.encoding = records, encoding
         encoded = Encoded(records, encode_one)
         file = cache_file(self.content) if cached else None
-        table = read_table(file, self.content, len(records)) if file else None
+        hosts = here()
+        if hosts.count > 1:
+            source = records[0].get("source", "") if records else "nothing"
+            hosts.same(f"the data from {source} on", self.content)
+        if hosts.first:
+            self.table = self._find_table(encoded, file)
+        if hosts.count > 1:
+            content = to_bytes(self.content, self.table) if hosts.first else None
+            self.table = from_bytes(hosts.share(content), self.content, len(records))
+        self.windows = Windows(encoded, self.table, file)
+
+    def _find_table(self, encoded: Encoded, file: Path | None) -> Table:
+        table = read_table(file, self.content, len(self.records)) if file else None
         if table is None:
-            table = measure(encoded(place) for place in range(len(records)))
+            table = measure(encoded(place) for place in range(len(self.records)))
             if file:
                 write_table(file, self.content, table)
-        self.table = table
-        self.windows = Windows(encoded, table, file)
+        return table
 
     @property
     def lengths(self) -> np.ndarray:

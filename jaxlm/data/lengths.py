@@ -89,11 +89,7 @@ def read_table(file: Path, digest: str, records: int) -> Table | None:
     A file that is damaged, or is not of this data set, is none either, which is said.
     """
     try:
-        with open(file, "rb") as stream:
-            found = np.load(stream, allow_pickle=False)
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("is one array")
-            return _checked(found, digest, records)
+        return from_bytes(file.read_bytes(), digest, records)
     except OSError:
         return None
     except BROKEN as problem:
@@ -102,6 +98,14 @@ def read_table(file: Path, digest: str, records: int) -> Table | None:
             file=sys.stderr,
         )
         return None
+
+
+def from_bytes(content: bytes, digest: str, records: int) -> Table:
+    """What ``to_bytes`` made of the table of this data set; else one of ``BROKEN``."""
+    found = np.load(io.BytesIO(content), allow_pickle=False)
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise ValueError("is one array")
+    return _checked(found, digest, records)
 
 
 def _checked(found: Mapping[str, Any], digest: str, records: int) -> Table:
@@ -126,6 +130,12 @@ def _checked(found: Mapping[str, Any], digest: str, records: int) -> Table:
 
 def write_table(file: Path, digest: str, table: Table) -> None:
     """Keep a table, whole or not at all; where it cannot be kept, do without."""
+    with contextlib.suppress(OSError):  # read-only or full: the next run measures again
+        atomic_write_bytes(file, to_bytes(digest, table))
+
+
+def to_bytes(digest: str, table: Table) -> bytes:
+    """A table and whose it is, for a file or for another process."""
     stream = io.BytesIO()
     np.savez(
         stream,
@@ -134,5 +144,4 @@ def write_table(file: Path, digest: str, table: Table) -> None:
         truncated=np.int64(table.truncated),
         digest=np.array(digest),
     )
-    with contextlib.suppress(OSError):  # read-only or full: the next run measures again
-        atomic_write_bytes(file, stream.getvalue())
+    return stream.getvalue()

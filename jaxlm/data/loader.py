@@ -23,8 +23,9 @@ class Loader:
 
     The worker threads do all of the work, so that it overlaps with compute: they ask
     the plan for the step and the windows for their content, and ``place`` puts host
-    arrays on the mesh. ``process`` of ``processes`` reads only its own rows; a step
-    that has none for it is padding, for which it reads the fields of the first window.
+    arrays on the mesh. ``own`` are the rows of a step, ascending, that this process
+    reads; a step that has none of them is padding, for which it reads the fields of the
+    first window.
     """
 
     def __init__(
@@ -32,22 +33,15 @@ class Loader:
         windows: Sequence[Features],
         plan: Sequence[PlannedStep],
         *,
-        batch_size: int,
+        own: Sequence[int],
         segments: int,
         fills: Mapping[str, int],
         place: Callable[[dict[str, np.ndarray]], Batch],
         workers: int = 2,
-        process: int = 0,
-        processes: int = 1,
     ):
-        if batch_size % processes:
-            raise ValueError(
-                f"{batch_size} rows do not divide over {processes} processes"
-            )
-        self.windows, self.plan = windows, plan
-        self.local = batch_size // processes
+        self.windows, self.plan, self.own = windows, plan, own
         self.segments, self.fills, self.place = segments, fills, place
-        self.workers, self.process = workers, process
+        self.workers = workers
         self.wait_seconds = 0.0
 
     def __len__(self) -> int:
@@ -77,15 +71,14 @@ class Loader:
     def make(self, number: int) -> tuple[PlannedStep, Batch]:
         """One step of the plan and its batch, on the mesh."""
         step = self.plan[number]
-        first = self.process * self.local
-        mine = step.rows[first : first + self.local]
+        mine = [step.rows[number] for number in self.own if number < len(step.rows)]
         rows = [[self.windows[index] for index in row] for row in mine]
         arrays = collate(
             rows,
             like=rows[0][0] if rows else self.windows[0],
             length=step.length,
             segments=self.segments,
-            batch_size=self.local,
+            batch_size=len(self.own),
             fills=self.fills,
         )
         return step, self.place(arrays)

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
+from jaxlm.core.hosts import here
 from jaxlm.core.schema import to_dict
 from jaxlm.core.types import Params
 from jaxlm.experiment.config import ExperimentConfig
@@ -106,7 +105,7 @@ def show_again(
 
 def report(workdir: Path, config: ExperimentConfig) -> str:
     """Write the page, and say where it is, or why it is not: it can be had later."""
-    if jax.process_index() != 0:
+    if not here().first:
         return "written by the first process"
     try:
         return str(write_report(workdir, report_config(config)))

@@ -13,6 +13,7 @@ from jaxlm.core import config as configs
 from jaxlm.core import trees
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, with_checksum
+from jaxlm.core.meeting import meet
 from jaxlm.core.mesh import make_mesh
 from jaxlm.core.sources import locate
 from jaxlm.data import sources
@@ -67,6 +68,7 @@ def prepare(
     """
     check_sources(config)
     mesh, notice = make_mesh(config.mesh.sizes)
+    meet(mesh)
     if notice:
         say(notice)
     checkpoint = open_checkpoint(config.model.pretrained)
@@ -261,15 +263,13 @@ def rows_of(run: Prepared) -> int:
 def loader(run: Prepared) -> Loader:
     """The batches of the plan, this process's rows of each."""
     train, parts = run.parts.config.train, run.parts
-    rows = parts.rules.rows_on_mesh(parts.mesh, rows_of(run), train.accumulation)
+    rows = parts.rows(rows_of(run), train.accumulation)
     return Loader(
         run.data["train"].windows,
         run.plan,
-        batch_size=rows,
+        own=rows.own,
         segments=run.segments,
         fills=parts.task.fills,
-        place=parts.place,
+        place=rows.place,
         workers=parts.config.data.workers,
-        process=jax.process_index(),
-        processes=jax.process_count(),
     )

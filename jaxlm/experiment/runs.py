@@ -18,6 +18,8 @@ import jax
 from jaxlm.core import config as configs
 from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import UserError
+from jaxlm.core.hosts import here
+from jaxlm.core.meeting import meet
 from jaxlm.core.mesh import make_mesh
 from jaxlm.core.programs import keep_programs
 from jaxlm.core.types import Prediction, Record
@@ -54,7 +56,7 @@ class Run:
         if not (model / "config.json").exists():
             raise UserError(f"{model}: no model yet; has the run begun?")
         self.parts = self._parts(model)
-        self.records = RunRecords(self.workdir)
+        self.records = RunRecords(self.workdir, here().first)
 
     def _parts(self, folder: Path) -> Parts:
         """By the run's mesh and attention; rows on all devices where they do not fit.
@@ -66,7 +68,9 @@ class Run:
             whole = replace(self.config.train, phases=())
             model = replace(self.config.model, attention=attention)
             config = replace(self.config, mesh=mesh, train=whole, model=model)
-            return make_parts(config, make_mesh(mesh.sizes)[0], folder, labels)
+            made = make_mesh(mesh.sizes)[0]
+            meet(made)
+            return make_parts(config, made, folder, labels)
 
         labels = read_labels(folder, self.config.task.name)
         try:
@@ -167,7 +171,7 @@ class Run:
 
         Nothing else: ``metrics.jsonl`` belongs to the process that trains.
         """
-        for folder in ("results", "predictions"):
+        for folder in ("results", "predictions") if here().first else ():
             writable_directory(self.workdir / folder)
         with jax.set_mesh(self.parts.mesh):
             evaluation = self.evaluator.evaluate(self.params(step), data)
@@ -182,10 +186,16 @@ class Run:
         Steps that ``results/`` has already are skipped. A checkpoint that is deleted
         before it was read, or is damaged, is passed over with a word.
         """
-        results = read_results(self.workdir)
-        done = {each["step"] for each in results if each["split"] == name}
+        decide = here().decide
+
+        def scored() -> list[int]:
+            results = read_results(self.workdir)
+            return [each["step"] for each in results if each["split"] == name]
+
+        done = set(decide(scored))
         while True:
-            alive = is_alive(self.workdir)  # first, or the last checkpoint is missed
+            # First, or the last checkpoint is missed.
+            alive = decide(lambda: is_alive(self.workdir))
             for step in self._saved():
                 if step in done:
                     continue
@@ -205,21 +215,23 @@ class Run:
 
     def _saved(self) -> list[int]:
         """The steps on disk now, oldest first."""
-        if not (self.workdir / "checkpoints").is_dir():
+        if not here().decide((self.workdir / "checkpoints").is_dir):
             return []
         self.checkpoints.reload()
-        return self.checkpoints.steps()
+        return here().decide(self.checkpoints.steps)
 
     def choose(self, wanted: str) -> list[int]:
         """The steps that ``best``, ``last``, ``all`` or a number means."""
-        return choose(self.checkpoints, wanted)
+        checkpoints = self.checkpoints
+        return here().decide(lambda: choose(checkpoints, wanted))
 
     def predict(
         self, inputs: Sequence[str | Sequence[str] | Record], step: int | None = None
     ) -> list[Prediction]:
         """Predictions for texts, lists of words, or records, in their order.
 
-        ``step`` is the best checkpoint where it is not given.
+        Of several processes, all are given the inputs, and the first has the
+        predictions. ``step`` is the best checkpoint where it is not given.
         """
         step = self.choose("best")[0] if step is None else step
         records = as_records(inputs, self.parts.task.content)

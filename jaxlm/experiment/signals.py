@@ -8,14 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jaxlm.core.hosts import here
+
 
 class Stop:
-    """Whether a signal asked to stop, and which."""
+    """Whether a signal asked to stop, and which; of several processes, any of them."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
-    def __call__(self) -> bool:
+    def __call__(self, step: int) -> bool:
+        """Whether to stop after so many steps."""
+        return here().stops(step, self.number)
+
+    def agreed(self) -> bool:
+        """After training: whether to stop, on all processes alike."""
+        self.number = here().asked(self.number)
         return self.number is not None
 
     def error(self) -> BaseException:

@@ -14,9 +14,11 @@ import optax
 
 from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
+from jaxlm.core.hosts import here
 from jaxlm.core.mesh import replicated
 from jaxlm.core.pages import give_back
 from jaxlm.core.programs import keep_programs
+from jaxlm.core.schema import ConfigError
 from jaxlm.experiment.ahead import Programs, compile_ahead
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.digests import DIGESTS
@@ -57,35 +59,62 @@ def train(
     """
     keep_programs()
     workdir = Path(workdir)
-    first = jax.process_index() == 0
+    hosts = here()
+    check_policy(config)
     with claim(workdir, config, overwrite, say):
-        if not overwrite and (read_status(workdir) or {}).get("state") == "finished":
+        if not overwrite and hosts.decide(lambda: is_finished(workdir)):
             return show_again(config, workdir, say)
-        run = prepare(config, None if overwrite else workdir, say)
+        # One process compares with what the workdir has: it alone changes that.
+        compared = workdir if hosts.first and not overwrite else None
+        run = prepare(config, compared, say)
         check_metric(config, run.parts.task)
         with jax.set_mesh(run.parts.mesh):
             states = make_states(run)
-            may_resume = not overwrite and (workdir / "checkpoints").exists()
+            may_resume = not overwrite and hosts.decide(
+                (workdir / "checkpoints").exists
+            )
             with compile_ahead(run, states, new=not may_resume) as programs:
                 state = None if may_resume else first_state(run, states)
                 # Only now: a config, or weights, that are refused cost no old run.
-                if overwrite and first:
-                    empty(workdir, say)
-                if first:
+                if hosts.first:
+                    if overwrite:
+                        empty(workdir, say)
                     (workdir / DIGESTS).unlink(missing_ok=True)  # of the files before
                     # config.json before all else: it says that the rest is a run's.
                     configs.write(workdir / configs.FILE, config, configs.versions())
                     describe_on_disk(run, workdir)
+                hosts.barrier()
                 facts = {"examples_per_step": round(run.plan.examples_per_step, 2)}
                 go_on = config.checkpoint.on_error == "go_on"
                 with (
-                    RunRecords(workdir, first, facts, go_on=go_on, say=say) as records,
+                    RunRecords(
+                        workdir, hosts.first, facts, go_on=go_on, say=say
+                    ) as records,
                     terminable(),
                 ):
                     go = partial(
                         _train, run, states, programs, state, workdir, records, say
                     )
                     return _watched(go, len(run.plan), workdir, records, say)
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether nothing is left to do there."""
+    return (read_status(workdir) or {}).get("state") == "finished"
+
+
+def check_policy(config: ExperimentConfig) -> None:
+    """Refuse to go on without a checkpoint that only some processes could write.
+
+    Raises:
+      ConfigError: there are several, and ``checkpoint.on_error`` is ``go_on``.
+    """
+    if here().count > 1 and config.checkpoint.on_error == "go_on":
+        raise ConfigError(
+            "checkpoint.on_error",
+            f"'go_on' is not allowed with {here().count} processes, of which some may"
+            " have written their part; allowed: stop",
+        )
 
 
 def make_states(run: Prepared) -> States:
@@ -135,6 +164,8 @@ def _watched(
         except OSError as problem:  # which must not hide why the run ends
             say(f"{problem.filename} is not written: {problem.strerror}")
 
+    hosts = here()
+    hosts.last_words(lambda reason: end("failed", reached(records), reason))
     try:
         return go()
     except Diverged as problem:
@@ -147,8 +178,11 @@ def _watched(
         end("stopped", reached(records), type(signal).__name__)
         raise
     except BaseException as problem:
-        end("failed", reached(records), f"{type(problem).__name__}: {problem}")
-        raise
+        cause = hosts.cause(problem)
+        end("failed", reached(records), f"{type(cause).__name__}: {cause}")
+        if cause is problem:
+            raise
+        raise cause from problem
 
 
 def reached(records: RunRecords) -> int:
@@ -227,7 +261,7 @@ def _train(
                 elapsed=elapsed,
                 stopped=stopped,
             )
-        if stopped() or int(state.step) < total:
+        if stopped.agreed() or int(state.step) < total:
             say(
                 f"stopped and saved at step {int(state.step)} of {total}; started"
                 " again, it goes on"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,14 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import atomic_write_json, read_json
 from jaxlm.core.mesh import Rules
+from jaxlm.core.rows import Rows
 from jaxlm.core.schema import flatten, to_dict
-from jaxlm.core.types import Batch, Params, Record, Task
+from jaxlm.core.types import Params, Record, Task
 from jaxlm.data import sources
 from jaxlm.data.config import DataConfig
 from jaxlm.data.dataset import Dataset
@@ -70,23 +70,19 @@ class Parts:
             self.shardings,
         )
 
-    def place(self, arrays: Mapping[str, np.ndarray]) -> Batch:
-        """This process's rows of a batch onto the mesh."""
-        rows = self.rules.batch_sharding(self.mesh)
-        return {
-            name: jax.make_array_from_process_local_data(rows, value)
-            for name, value in arrays.items()
-        }
+    def rows(self, count: int, accumulation: int = 1) -> Rows:
+        """A batch of at least so many rows, which divide over the mesh."""
+        whole = self.rules.rows_on_mesh(self.mesh, count, accumulation)
+        return Rows(self.rules.batch_sharding(self.mesh), whole)
 
     def evaluator(self) -> Evaluator:
         """An evaluator whose batch divides over the mesh."""
-        data, rows = self.config.data, self.config.evaluate.batch_size
+        data = self.config.data
         return Evaluator(
             self.task,
             self.model.apply,
             self.mesh,
-            place=self.place,
-            batch_size=self.rules.rows_on_mesh(self.mesh, rows),
+            rows=self.rows(self.config.evaluate.batch_size),
             max_length=data.max_length,
             packing=data.packing,
         )

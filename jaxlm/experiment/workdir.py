@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import jax
-
 from jaxlm.core import config as configs
 from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import remove_half_written
+from jaxlm.core.hosts import here
 from jaxlm.core.schema import show
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.train.recorded import read_object, read_status
@@ -48,18 +47,22 @@ def claim(
     """Hold the workdir for this process, if it is new or of the same config.
 
     The hold is the operating system's, on the directory: it ends with the process,
-    however that ends.
+    however that ends. Of several processes the first holds it for all.
 
     Raises:
       UserError: another process trains there, or it holds a run of another config, or
         files that are no run's.
     """
+    hosts = here()
+    if not hosts.first:
+        hosts.barrier()
+        yield
+        return
     made = not workdir.exists()
     writable_directory(workdir)
     handle = os.open(workdir, os.O_RDONLY)
     try:
-        if jax.process_index() == 0:
-            _lock(handle, workdir)
+        _lock(handle, workdir)
         _check_ours(workdir)
         for folder in (workdir, *(workdir / name for name in FOLDERS)):
             remove_half_written(folder)
@@ -74,6 +77,7 @@ def claim(
                     for key, old, new in found
                 ]
                 say(f"{workdir} goes on with another config: {'; '.join(changed)}")
+        hosts.barrier()
         yield
     finally:
         if made:  # and refused: nothing was begun, so that it is empty

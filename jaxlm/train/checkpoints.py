@@ -3,6 +3,10 @@
 A checkpoint ``<step>`` holds two items, ``params`` (all that a model needs, one tree)
 and ``training`` (what only training needs), each with fingerprints of its arrays: a
 file that rots is noticed when it is read, on whatever layout it is read.
+
+Of several processes each writes and reads its own shards, in one folder that all see.
+What is there, and what is damaged, process 0 decides, or all agree on: a process may
+meet damage in a file that no other reads.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.grouping import named, regroup_like
+from jaxlm.core.hosts import here
 from jaxlm.train.damage import (
     DAMAGED,
     attempt,
@@ -37,6 +42,8 @@ from jaxlm.train.state import State
 
 PARAMS, TRAINING = "params", "training"
 RACE_TRIES, RACE_SECONDS = 20, 0.05
+RACES = (FileNotFoundError, NotADirectoryError, ValueError)
+"""What Orbax raises for a checkpoint that is deleted while it looks."""
 
 
 class Damaged(Exception):
@@ -76,7 +83,7 @@ class Checkpoints:
 
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # we report by ourselves
         self.directory, self.score, self._clean = directory, score, clean
-        self._say = say
+        self._say, self._hosts = say, here()
         self._saving: Any = None  # not before metrics that rotted are out of its way
         self._moved: list[str] = []
         self.left_out: dict[int, str] = {}
@@ -85,9 +92,18 @@ class Checkpoints:
         names: Any = Names(self.left_out)
         context: Any = ocp.Context()
         context.array.saving.use_compression = False  # slower, for little
+        # Orbax would wait at the end of a load for a process that met damage in it.
+        self._reading: Any = ocp.Context(context)
+        own = self._reading.multiprocessing
+        own.primary_host, own.active_processes = self._hosts.index, {self._hosts.index}
+        own.barrier_sync_key_prefix = f"process-{self._hosts.index}"
+        self._load_items = ocp.load_checkpointables
 
         def open_manager() -> Any:
             self._check_metrics()
+            return self._all_steadily(make_manager)
+
+        def make_manager() -> Any:
             return ocp.training.Checkpointer(
                 str(directory.absolute()),
                 context=context,
@@ -97,8 +113,7 @@ class Checkpoints:
                 cleanup_tmp_directories=clean,
             )
 
-        open_steadily = partial(self._steadily, open_manager)
-        self._saving = Saving(open_steadily, directory, go_on, say)
+        self._saving = Saving(open_manager, directory, go_on, say)
         self._staging = Staging()
         self._regroupings: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
 
@@ -106,6 +121,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is not None and self._hosts.count > 1:
+            return  # the others may never come to where Orbax waits for them
         try:
             self._saving.settle()
         except NotSaved as problem:
@@ -125,12 +142,8 @@ class Checkpoints:
 
     def reload(self) -> None:
         """Look again at what is on disk; another process may write there."""
-
-        def look() -> None:
-            self._check_metrics()
-            self._manager.reload()
-
-        self._steadily(look)
+        self._check_metrics()
+        self._all_steadily(self._manager.reload)
 
     def best(self) -> int | None:
         """The step of the best score, the earliest of equals; None if none has one."""
@@ -232,13 +245,17 @@ class Checkpoints:
     def set_aside(self, step: int) -> Path:
         """Move a checkpoint out of the way of a new one of the same step."""
         folder = self.directory.parent / DAMAGED
-        target, number = folder / str(step), 1
-        while target.exists():
-            number += 1
-            target = folder / f"{step}-{number}"
-        if jax.process_index() == 0:
+
+        def move() -> str:
+            target, number = folder / str(step), 1
+            while target.exists():
+                number += 1
+                target = folder / f"{step}-{number}"
             folder.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(target)
+            return str(target)
+
+        target = Path(self._hosts.decide(move))
         if self._saving is not None:
             self._manager.reload()
         return target
@@ -249,31 +266,52 @@ class Checkpoints:
 
     def _check_metrics(self) -> None:
         """Find metrics that rotted, at which Orbax would fail or mistake the best."""
+        look = partial(self._steadily, self._rotted_metrics)
+        for step, path, problem in self._hosts.decide(look):
+            if self._clean:
+                self._moved.append(self._move(step, problem))
+            else:
+                self.left_out[step] = problem
+                self._say(f"checkpoint {step} is left out: {path} is damaged")
+
+    def _rotted_metrics(self) -> list[tuple[int, str, str]]:
+        """The step, the file and what is wrong with it."""
+        found = []
         for folder in sorted(self.directory.glob("*/metrics")):
             path, step = folder / "metrics", folder.parts[-2]
             problem = metrics_problem(path) if step.isdecimal() else None
-            if problem is None or int(step) in self.left_out:
-                continue
-            if self._clean:
-                self._moved.append(self._move(int(step), problem))
-            else:
-                self.left_out[int(step)] = problem
-                self._say(f"checkpoint {step} is left out: {path} is damaged")
+            if problem is not None and int(step) not in self.left_out:
+                found.append((int(step), str(path), problem))
+        return found
 
     def _steadily(self, look: Callable[[], Any]) -> Any:
         """What ``look`` gives; again, where a run deleted a checkpoint meanwhile."""
         for _ in range(0 if self._clean else RACE_TRIES):
             try:
                 return look()
-            except (FileNotFoundError, NotADirectoryError, ValueError):  # by Orbax
+            except RACES:
                 time.sleep(RACE_SECONDS)
+        return look()
+
+    def _all_steadily(self, look: Callable[[], Any]) -> Any:
+        """The same on all processes: again on each, where it fails on one."""
+        if self._hosts.count == 1:
+            return self._steadily(look)
+        for _ in range(0 if self._clean else RACE_TRIES):
+            found = failed = None
+            try:
+                found = look()
+            except RACES as problem:
+                failed = repr(problem)
+            if not any(self._hosts.gather(failed)):
+                return found
+            time.sleep(RACE_SECONDS)
         return look()
 
     def _layouts(self, step: int) -> dict[str, Any]:
         """The arrays of each item, as shapes and dtypes, where Orbax can say them."""
         found, problem = attempt(partial(self._manager.checkpointables_metadata, step))
-        if problem is not None:
-            raise Damaged(problem)
+        self._agree(problem)
         layouts = {}
         for name, item in found.metadata.items():
             if isinstance(item, dict) and "arrays" in item:
@@ -310,10 +348,8 @@ class Checkpoints:
                 (len(jax.tree.leaves(part)),), np.uint32, sharding=whole
             )
             one = {name: {"arrays": part, "fingerprints": marks}}
-            read = partial(self._manager.load_checkpointables, step, one)
-            part, problem = attempt(read)
-            if problem is not None:
-                raise Damaged(problem)
+            part, problem = attempt(partial(self._read_item, step, one))
+            self._agree(problem)
             found |= part
         arrays = {name: item["arrays"] for name, item in found.items()}
         wrong = [
@@ -327,9 +363,25 @@ class Checkpoints:
             )
             if here != there
         ]
-        if wrong:
-            raise Damaged(f"arrays changed on disk: {', '.join(wrong[:3])}")
+        changed = f"arrays changed on disk: {', '.join(wrong[:3])}"
+        self._agree(changed if wrong else None)
         return arrays
+
+    def _read_item(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        """This process's shards of it, whatever the others meet in theirs."""
+        with self._reading:
+            return self._load_items(str(self.directory.absolute() / str(step)), wanted)
+
+    def _agree(self, problem: str | None) -> None:
+        """Call a checkpoint damaged on all processes where it is so on any.
+
+        Raises:
+          Damaged: it is.
+        """
+        for index, each in enumerate(self._hosts.gather(problem)):
+            if each is not None:
+                where = f"process {index}: " if self._hosts.count > 1 else ""
+                raise Damaged(f"{where}{each}")
 
     def _rank(self, metrics: Any) -> float:
         value = self.score(metrics) if metrics else None

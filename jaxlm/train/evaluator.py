@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core.errors import UserError
+from jaxlm.core.hosts import here
 from jaxlm.core.mesh import replicated
+from jaxlm.core.rows import Rows
 from jaxlm.core.types import Apply, Batch, Params, Prediction, Task
 from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
@@ -33,8 +35,9 @@ class Evaluation:
 class Evaluator:
     """Runs a task's model over data sets, on any mesh.
 
-    ``place`` puts host batches on the mesh. Outputs come back whole to every process,
-    so all of them hold all predictions.
+    ``rows`` are those of a batch, of which a process encodes its own. Outputs come back
+    whole, and process 0 decodes and scores them: the others have its metrics, but no
+    predictions and no report.
     """
 
     def __init__(
@@ -43,14 +46,12 @@ class Evaluator:
         apply: Apply,
         mesh: jax.sharding.Mesh,
         *,
-        place: Callable[[dict[str, np.ndarray]], Batch],
-        batch_size: int,
+        rows: Rows,
         max_length: int,
         packing: bool,
     ):
-        self.task, self.mesh, self.place = task, mesh, place
-        self.batch_size, self.max_length = batch_size, max_length
-        self.packing = packing
+        self.task, self.mesh, self.rows = task, mesh, rows
+        self.max_length, self.packing = max_length, packing
 
         def run(params: Params, batch: Batch) -> tuple[Any, Any]:
             batch = task.present(batch, None)
@@ -76,24 +77,33 @@ class Evaluator:
                 " tokenizer know their characters?"
             )
         losses = {name: pair[0] / max(pair[1], 1e-8) for name, pair in totals.items()}
-        metrics = {
-            "loss": float(sum(losses.values())),
-            **self.task.score(predictions, data.records),
-            "examples": len(data.records),
-            "truncated": data.truncated,
-            "tokens": data.tokens,
-            "seconds": round(seconds, 3),
-            "tokens_per_second": round(data.tokens / seconds, 1),
-        }
+
+        def metrics() -> dict[str, Any]:
+            return {
+                "loss": float(sum(losses.values())),
+                **self.task.score(predictions, data.records),
+                "examples": len(data.records),
+                "truncated": data.truncated,
+                "tokens": data.tokens,
+                "seconds": round(seconds, 3),
+                "tokens_per_second": round(data.tokens / seconds, 1),
+            }
+
+        found = here().decide(metrics)
+        if not here().first:
+            return Evaluation(found, [], "", None)
         return Evaluation(
-            metrics,
+            found,
             predictions,
             self.task.report(predictions, data.records),
             self.task.confusion(predictions, data.records),
         )
 
     def predict(self, params: Params, data: Dataset) -> list[Prediction]:
-        """Predictions in the order of the records, which need no labels."""
+        """Predictions in the order of the records, which need no labels.
+
+        On process 0: none on another.
+        """
         return self._predict(params, data, {})
 
     def lower(self, params: Params, data: Dataset) -> jax.stages.Lowered:
@@ -104,19 +114,17 @@ class Evaluator:
     def _loader(self, data: Dataset) -> Loader:
         plan = plan_once(
             data.lengths,
-            batch_size=self.batch_size,
+            batch_size=self.rows.count,
             max_length=self.max_length,
             packing=self.packing,
         )
         return Loader(
             data.windows,
             plan,
-            batch_size=self.batch_size,
+            own=self.rows.own,
             segments=-(-most_segments(plan) // 8) * 8 if self.packing else 1,
             fills=self.task.fills,
-            place=self.place,
-            process=jax.process_index(),
-            processes=jax.process_count(),
+            place=self.rows.place,
         )
 
     def _predict(
@@ -125,6 +133,8 @@ class Evaluator:
         pieces: list[Any] = [None] * len(data.windows)
         for index, part in self._windows(params, data, totals):
             pieces[index] = self.task.decode(part, data.windows[index])
+        if not here().first:
+            return []
         starts = data.table.starts.tolist()
         return [
             self.task.combine(record, pieces[start:stop])
@@ -136,7 +146,7 @@ class Evaluator:
     def _windows(
         self, params: Params, data: Dataset, totals: dict[str, np.ndarray]
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Every window with its outputs; one batch runs while another is decoded."""
+        """Every window with its outputs, on process 0; one batch runs meanwhile."""
         waiting: tuple[PlannedStep, Any] | None = None
         for step, batch in self._loader(data).iterate():
             results = self._run(params, batch)
@@ -157,6 +167,8 @@ class Evaluator:
         for name, each in losses.items():
             pair = np.array([each.total, each.weight], np.float64)
             totals[name] = totals.get(name, np.zeros(2)) + pair
+        if not here().first:
+            return
         for row, indices in enumerate(step.rows):
             start = 0
             for place, index in enumerate(indices):

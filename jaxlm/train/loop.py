@@ -132,9 +132,9 @@ def fit(
     headline: str,
     turns: Mapping[int, Callable[[State], State]] | None = None,
     elapsed: float = 0.0,
-    stopped: Callable[[], bool] = lambda: False,
+    stopped: Callable[[int], bool] = lambda step: False,
 ) -> State:
-    """Train from the state's step to the end of the plan, or until ``stopped``.
+    """Train from the state's step to the end of the plan, or one that is ``stopped``.
 
     ``headline`` names the validation metric that an epoch's line shows. ``turns`` are
     the steps after which a phase begins, and what makes its first state. ``elapsed`` is
@@ -162,7 +162,7 @@ def fit(
             clock.resume()
         else:
             clock.count(planned.tokens)
-        stop = stopped()
+        stop = stopped(number)
         if not (due.log(number) or stop):
             progress.update(number, epoch=plan.epoch(number))
             continue

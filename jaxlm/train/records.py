@@ -94,7 +94,7 @@ class RunRecords:
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl, oldest first."""
-        return read_metrics(self.workdir)
+        return read_metrics(self.workdir) if self.enabled else []
 
     def write_results(self, split: str, step: int, metrics: Mapping[str, Any]) -> Path:
         """Write every figure of one evaluation to results/<split>-<step>.json.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.core.errors import UserError
+from jaxlm.core.hosts import here
 from jaxlm.core.pages import give_back
 from jaxlm.train.damage import machine_reason, quietly, settle_down
 
@@ -77,9 +78,10 @@ class Saving:
                 reason = machine_reason(problem)
                 if reason is None:
                     raise
-            with suppress(Exception):  # what failed would be raised again and again
-                self.manager.close()
-            self.manager = self._open_manager()  # which removes the half of it
+            if here().count == 1:  # of several, the others wait for this one; it ends
+                with suppress(Exception):  # what failed would be raised again and again
+                    self.manager.close()
+                self.manager = self._open_manager()  # which removes the half of it
             settle_down()
         name = f"{self.directory}/{step}"
         self._failed = NotSaved(

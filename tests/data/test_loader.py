@@ -20,9 +20,8 @@ STEPS = plan_epoch(LENGTHS, batch_size=4, max_length=16, packing=True, seed=0, e
 
 
 def loader(place=lambda batch: batch, plan=STEPS, **options):
-    return Loader(
-        WINDOWS, plan, batch_size=4, segments=8, fills={}, place=place, **options
-    )
+    options = {"own": range(4), "segments": 8, "fills": {}, **options}
+    return Loader(WINDOWS, plan, place=place, **options)
 
 
 def workers():
@@ -72,10 +71,8 @@ def test_a_loader_is_as_long_as_its_steps_and_can_be_iterated_again():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_rows_of_all_processes_are_those_of_one(processes):
-    parts = [
-        loader(process=process, processes=processes).iterate()
-        for process in range(processes)
-    ]
+    own = np.arange(4).reshape(processes, -1).tolist()
+    parts = [loader(own=own[process]).iterate() for process in range(processes)]
     for (_, whole), *each in zip(loader().iterate(), *parts, strict=True):
         joined = {
             name: np.concatenate([batch[name] for _, batch in each]) for name in whole
@@ -96,6 +93,7 @@ def test_a_process_encodes_only_the_rows_that_are_its_own(
 
     records = [{"number": index} for index in range(len(WINDOWS))]
     Dataset(records, encode_one, cached=True)  # as an earlier run did
+    local = 4 // processes
     for process in range(processes):
         asked.clear()
         data = Dataset(records, encode_one, cached=True)
@@ -105,11 +103,10 @@ def test_a_process_encodes_only_the_rows_that_are_its_own(
         )  # fmt: skip
         assert asked == []
         mine = Loader(
-            data.windows, run, batch_size=4, segments=8, fills={},
-            place=lambda batch: batch, process=process, processes=processes,
+            data.windows, run, own=range(4)[process * local :][:local], segments=8,
+            fills={}, place=lambda batch: batch,
         )  # fmt: skip
         list(mine.iterate())
-        local = 4 // processes
         rows = [step.rows[process * local :][:local] for step in run]
         own = {index for each in rows for row in each for index in row}
         fields = set() if all(rows) else {0}  # of a step that has no row for it
@@ -129,9 +126,11 @@ def test_the_plan_is_asked_in_the_worker_threads():
     assert names == {"loader"}
 
 
-def test_rows_that_do_not_divide_over_processes_are_refused():
-    with pytest.raises(ValueError, match="4 rows do not divide over 3 processes"):
-        loader(processes=3)
+def test_rows_need_not_lie_together_nor_divide_evenly():
+    for (step, whole), (_, mine) in zip(
+        loader().iterate(), loader(own=[0, 2, 3]).iterate(), strict=True
+    ):
+        assert same({name: whole[name][[0, 2, 3]] for name in whole}, mine), step
 
 
 def test_an_error_in_a_worker_reaches_the_reader_at_its_step():

@@ -175,7 +175,7 @@ def test_trouble_of_the_machine_moves_nothing(two, tmp_path, monkeypatch, troubl
         raise KeyError("no handler") from trouble
 
     with opened(folder) as checkpoints:
-        monkeypatch.setattr(checkpoints._manager, "load_checkpointables", failing)
+        monkeypatch.setattr(checkpoints, "_load_items", failing)
         with pytest.raises(UserError, match="nothing was moved"):
             checkpoints.restore_latest(lambda _: abstract_of(), lambda _: None)
         assert checkpoints.steps() == [1, 2]

@@ -169,7 +169,7 @@ class Running:
                 records=self.records,
                 progress=self.progress,
                 headline="f1",
-                stopped=lambda: self.reached == self.stop_at,
+                stopped=lambda step: self.reached == self.stop_at,
                 **self.options,
             )
 

@@ -1,0 +1,383 @@
+"""The processes of a run: how they come together, decide as one, wait and part.
+
+Everything here is called by all of them, in the same order. A process that runs alone
+is a ``Hosts`` too, to which all of it is trivial; so nobody asks how many there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import jax
+import numpy as np
+
+from jaxlm.core.cluster import Place
+from jaxlm.core.errors import Lost, UserError
+from jaxlm.core.watch import Watch
+
+T = TypeVar("T")
+WAIT_MS = 1000
+LEAST_SHARED = 1024
+
+
+class Hosts:
+    """A process on its own; see ``Group`` for one of several."""
+
+    index, count = 0, 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes what the run shares."""
+        return self.index == 0
+
+    def decide(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives on process 0, as JSON holds it, on all of them."""
+        return make()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, as JSON holds it, on all of them."""
+        return [value]
+
+    def barrier(self) -> None:
+        """Until all are here."""
+        self.gather(None)
+
+    def same(self, what: str, value: str) -> None:
+        """Refuse what is not the same everywhere.
+
+        Raises:
+          UserError: another process has another value.
+        """
+        found = self.gather(value)
+        other = [index for index, each in enumerate(found) if each != found[0]]
+        if other:
+            raise UserError(
+                f"{what}: process {other[0]} of {self.count} has another content than"
+                " process 0; give all hosts the same files"
+            )
+
+    def share(self, content: bytes | None) -> bytes:
+        """The bytes that process 0 gives, on all of them."""
+        return content or b""
+
+    def stops(self, step: int, asked: int | None) -> bool:
+        """Whether all stop after ``step`` steps; ``asked``: by a signal, this one."""
+        return asked is not None
+
+    def asked(self, number: int | None) -> int | None:
+        """The signal by which any was asked to stop, who all do so now."""
+        return next((each for each in self.gather(number) if each is not None), None)
+
+    def cause(self, problem: BaseException) -> BaseException:
+        """Why this process ends: the problem, or what became of another process."""
+        return problem
+
+    def last_words(self, write: Callable[[str], None]) -> None:
+        """What is done with the reason, where this process must end at once."""
+
+    def log_to(self, folder: Path, prefix: str = "", out: TextIO | None = None) -> None:
+        """Write what others print to ``folder/process-N.log``; ``out`` is told so."""
+
+
+class Group(Hosts):
+    """One process of several, by the client of jax's coordination service."""
+
+    def __init__(self, client: Any, index: int, count: int, lost_seconds: float):
+        self._client, self.index, self.count = client, index, count
+        self._keys = (f"jaxlm/said/{number}" for number in itertools.count())
+        self._watch = Watch(client, index, count, lost_seconds)
+        self.stopping = False
+        self._own: BaseException | None = None
+
+    def decide(self, make: Callable[[], T]) -> T:
+        key = next(self._keys)
+        if self.first:
+            self._client.key_value_set(key, _json(make()))
+        return json.loads(self._wait(key))
+
+    def gather(self, value: Any) -> list[Any]:
+        key = next(self._keys)
+        self._client.key_value_set(f"{key}/{self.index}", _json(value))
+        if self.first:
+            parts = [self._wait(f"{key}/{index}") for index in range(self.count)]
+            self._client.key_value_set(f"{key}-all", f"[{','.join(parts)}]")
+        return json.loads(self._wait(f"{key}-all"))
+
+    def share(self, content: bytes | None) -> bytes:
+        """By the devices: the store is for small things."""
+        from jax.experimental import multihost_utils
+
+        size = self.decide(lambda: len(content or b""))
+        room = max(LEAST_SHARED, 1 << size.bit_length())  # few sizes, few programs
+        buffer = np.zeros(room, np.uint8)
+        if self.first and content:
+            buffer[:size] = np.frombuffer(content, np.uint8)
+        return np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size].tobytes()
+
+    def stops(self, step: int, asked: int | None) -> bool:
+        return self._watch.stops(step, asked)
+
+    def asked(self, number: int | None) -> int | None:
+        found = super().asked(number)
+        self.stopping = found is not None
+        return found
+
+    def cause(self, problem: BaseException) -> BaseException:
+        devices = isinstance(problem, jax.errors.JaxRuntimeError)
+        if not devices or problem is self._own or "RESOURCE_EXHAUSTED" in str(problem):
+            return problem
+        self._own = problem  # unless another is found now
+        return self._watch.cause() or problem
+
+    def last_words(self, write: Callable[[str], None]) -> None:
+        self._watch.last_words = write
+
+    def log_to(self, folder: Path, prefix: str = "", out: TextIO | None = None) -> None:
+        if self.first:
+            where = folder / f"{prefix}process-N.log"
+            text = f"process 0 of {self.count}; the others write to {where}"
+            print(text, file=out or sys.stdout, flush=True)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{prefix}process-{self.index}.log"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            os.dup2(handle, number)  # what is not written by Python, too
+        os.close(handle)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError):  # of a stream that is not Python's own
+                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    def part(self) -> None:
+        """The end that all came to, in order."""
+        self.barrier()
+        self._watch.close()
+        jax.distributed.shutdown()
+
+    def fail(self, problem: BaseException) -> None:
+        """The end of this process, which the others are told."""
+        text, code = f"ended: {type(problem).__name__}: {problem}", 1
+        if isinstance(problem, UserError):
+            text, code = f"ended: {problem}", 2
+        elif isinstance(problem, Lost):
+            text, code = str(problem), problem.code
+        elif isinstance(problem, KeyboardInterrupt):
+            text, code = "was interrupted", 130
+        elif isinstance(problem, SystemExit) and isinstance(problem.code, int):
+            number = problem.code - 128
+            known = number in {each.value for each in signal.Signals}
+            name = signal.Signals(number).name if known else f"code {problem.code}"
+            text, code = f"was ended by {name}", problem.code
+        with suppress(jax.errors.JaxRuntimeError):  # the store is gone: they know
+            self._watch.end(text, code)
+        self._watch.close()
+
+    def _wait(self, key: str) -> str:
+        while True:
+            if self._watch.problem:
+                raise self._watch.problem
+            try:
+                return self._client.blocking_key_value_get(key, WAIT_MS)
+            except jax.errors.JaxRuntimeError as problem:
+                if "DEADLINE_EXCEEDED" not in str(problem):
+                    raise self.cause(problem) from problem
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=lambda each: each.tolist())  # numpy's
+
+
+_here: Hosts = Hosts()
+
+
+def here() -> Hosts:
+    """This process among those of its run."""
+    global _here
+    if _here.count == 1 and jax.distributed.is_initialized():  # by join, or a user
+        _here = _group(Place())
+    return _here
+
+
+@contextmanager
+def joined(place: Place) -> Iterator[Hosts]:
+    """Among the others, where there are any, until all end; one that fails tells them.
+
+    Raises:
+      UserError: what the cluster says cannot be used.
+      Lost: another process ended.
+    """
+    global _here
+    join(place)
+    hosts = here()
+    if not isinstance(hosts, Group):
+        yield hosts
+        return
+    _here = hosts
+    try:
+        yield hosts
+    except BaseException as problem:
+        ended = hosts.cause(problem)
+        if hosts.stopping and isinstance(problem, SystemExit | KeyboardInterrupt):
+            hosts.part()
+            raise
+        hosts.fail(ended)
+        if ended is problem:
+            raise
+        raise ended from problem
+    else:
+        hosts.part()
+    finally:
+        _here = Hosts()
+
+
+def join(place: Place) -> None:
+    """Initialize ``jax.distributed`` where there are several processes.
+
+    Before anything asks jax for its devices. A process that is not joined by all others
+    in time ends with a line that says so.
+    """
+    if jax.distributed.is_initialized():
+        return
+    place = detected(place)
+    if place.processes is None or place.processes == 1:
+        return
+    if place.process == 0:
+        check_port(place.coordinator)
+    config: Any = jax.config
+    config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its handler would take SIGTERM, which then ended nothing while we compile.
+    config.update("jax_enable_preemption_service", False)
+    late = threading.Timer(place.join_seconds, give_up, [place])
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            list(place.local_devices) if place.local_devices else None,
+            cluster_detection_method="deactivate",
+            # Ours come first: what jax does when it is late is to abort the process.
+            initialization_timeout=place.join_seconds + 60,
+            heartbeat_timeout_seconds=place.lost_seconds + 60,
+        )
+    finally:
+        late.cancel()
+    global _here
+    _here = _group(place)
+
+
+def _group(place: Place) -> Hosts:
+    from jax._src import distributed  # no public name; Orbax takes the same client
+
+    state = distributed.global_state
+    if state.num_processes == 1:
+        return Hosts()
+    return Group(
+        state.client, state.process_id, state.num_processes, place.lost_seconds
+    )
+
+
+def check_port(address: str) -> None:
+    """Refuse a port that is taken, at which jax would abort the process."""
+    port = int(address.rpartition(":")[2])
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", port))
+        except OSError as problem:
+            raise UserError(
+                f"port {port} of {address}: {problem.strerror}; is a run of several"
+                " processes still going on here? Name another by --coordinator"
+            ) from problem
+
+
+def give_up(place: Place) -> None:
+    """End this process, which waits for others in vain; from a thread, as jax waits."""
+    host, _, port = place.coordinator.rpartition(":")
+    who = f"process {place.process} of {place.processes}"
+    waited = f"after {place.join_seconds} s"
+    missing = f"not all of the {place.processes} processes have come {waited}"
+    try:
+        if place.process:
+            with socket.create_connection((host, int(port)), timeout=3):
+                pass
+        text = f"{who}: {missing} to {place.coordinator}"
+    except OSError as problem:
+        text = (
+            f"{who}: --coordinator={place.coordinator} is not reached {waited}"
+            f" ({problem.strerror or problem}); does process 0 run there?"
+        )
+    print(f"error: {text}; start all of them", file=sys.stderr, flush=True)
+    os._exit(Lost("").code)
+
+
+def detected(place: Place) -> Place:
+    """The place that the cluster says, where none is given; see jax's ``clusters``.
+
+    Raises:
+      UserError: the cluster is one that jax knows, but does not say all of it.
+    """
+    if place.processes is not None:
+        return place
+    from jax._src.clusters import ClusterEnv  # jax has no public name for asking alone
+
+    with warnings.catch_warnings():  # of a pod that is not one of a job's
+        warnings.simplefilter("ignore")
+        kinds = [
+            each for each in ClusterEnv._cluster_types if not each.opt_in_only_method
+        ]
+        kind = next((each for each in kinds if each.is_env_present()), None)
+    if kind is None:
+        return place
+    try:
+        processes = kind.get_process_count()
+        if processes == 1:
+            return replace(place, processes=1)
+        port = os.environ.get("JAX_COORDINATOR_PORT")
+        address = place.coordinator or kind.get_coordinator_address(
+            place.join_seconds, port
+        )
+        process = kind.get_process_id()
+    except (KeyError, OSError, RuntimeError, ValueError) as problem:
+        raise UserError(
+            f"{kind.__name__}: what this cluster says of its processes cannot be used"
+            f" ({type(problem).__name__}: {problem}); give --coordinator, --processes"
+            " and --process, or --processes=1 to run alone"
+        ) from problem
+    own = local_devices(kind.get_local_process_id())
+    return replace(
+        place,
+        coordinator=address,
+        processes=processes,
+        process=process,
+        local_devices=own,
+    )
+
+
+def local_devices(local: int | None) -> tuple[int, ...] | None:
+    """The devices of a process that is the ``local``-th of its machine; None: all.
+
+    One each, as jax has it, unless it is the only one there, or Slurm has shared them
+    out already.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(",")
+    alone = {each.partition("(")[0] for each in tasks} == {"1"}
+    alone = alone or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    if local is None or alone or (visible and "," not in visible):
+        return None
+    return (local,)

@@ -1,0 +1,204 @@
+"""Several processes on this machine, each with CPU devices of its own, as one run.
+
+python launch/local.py --processes=2 --devices=4 -- --config=configs/ner.py:tiny
+python launch/local.py --processes=2 --devices=4 --door=evaluate -- --workdir=runs/ner
+
+What follows ``--`` goes to ``python -m jaxlm.main``, or to another ``--door``. Process
+0 prints here; the others write to ``<logs>/process-N.log``. Ctrl-C and SIGTERM are
+handed on to all, and a second one kills. Where a process dies, the others notice by
+themselves; those that have not ended ``--grace-seconds`` later are killed. The exit
+code is that of the process that failed first: 128 and the number of the signal, where
+one killed it. This is for trying out what runs on many hosts; one process makes more of
+one machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+POLL_SECONDS = 0.1
+DEVICES = "--xla_force_host_platform_device_count"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags of this program, and those of the door in ``rest``."""
+    parser = argparse.ArgumentParser(
+        description="Run a door of jaxlm in several processes on this machine.",
+        allow_abbrev=False,
+        usage="%(prog)s [flags] -- [flags of the door]",
+    )
+    parser.add_argument("--processes", type=positive, default=2, metavar="N")
+    parser.add_argument(
+        "--devices", type=positive, default=4, metavar="N", help="of each process"
+    )
+    parser.add_argument(
+        "--door", default="main", choices=("main", "evaluate", "predict")
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, help="of the coordinator (default: a free one)"
+    )
+    parser.add_argument(
+        "--logs", type=Path, help="a folder (default: logs/ of the door's --workdir)"
+    )
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=90.0,
+        metavar="S",
+        help="for the others to end after one has failed (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be run, and end"
+    )
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    known = parser.parse_args(arguments)
+    if known.logs is None:
+        known.logs = workdir_of(known.rest) / "logs"
+    return known
+
+
+def positive(text: str) -> int:
+    """A number of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def workdir_of(rest: Sequence[str]) -> Path:
+    """The door's --workdir; the current directory where it is not given."""
+    for place, argument in enumerate(rest):
+        flag, equals, value = argument.partition("=")
+        if flag == "--workdir":
+            return Path(value if equals else "".join(rest[place + 1 : place + 2]))
+    return Path()
+
+
+def command(known: argparse.Namespace) -> list[str]:
+    """What every process runs."""
+    return [sys.executable, "-m", f"jaxlm.{known.door}", *known.rest]
+
+
+def variables(known: argparse.Namespace, port: int, process: int) -> dict[str, str]:
+    """What a process's environment has beside that of this one."""
+    flags = re.sub(rf"{DEVICES}=\d+", "", os.environ.get("XLA_FLAGS", "")).split()
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(known.processes),
+        "JAX_PROCESS_ID": str(process),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": " ".join([*flags, f"{DEVICES}={known.devices}"]),
+    }
+
+
+def shown(known: argparse.Namespace, port: int, process: int) -> str:
+    """A process's command as a shell would take it."""
+    own = variables(known, port, process)
+    words = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
+    text = " ".join([*words, shlex.join(command(known))])
+    log = shlex.quote(str(log_of(known, process)))
+    return text if process == 0 else f"{text} >>{log} 2>&1"
+
+
+def log_of(known: argparse.Namespace, process: int) -> Path:
+    """Where a process writes that is not the first; a door goes on in the same file."""
+    prefix = "" if known.door == "main" else f"{known.door}-"
+    return known.logs / f"{prefix}process-{process}.log"
+
+
+def start(
+    known: argparse.Namespace, port: int, process: int, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a process, in a session of its own: signals come to it from here alone."""
+    own = {**environment, **variables(known, port, process)}
+    if process == 0:
+        return subprocess.Popen(command(known), env=own, start_new_session=True)
+    log_of(known, process).parent.mkdir(parents=True, exist_ok=True)
+    with open(log_of(known, process), "ab") as log:
+        return subprocess.Popen(
+            command(known),
+            env=own,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+class Processes:
+    """The processes, and the signals that are handed on to them."""
+
+    def __init__(self, running: Sequence[subprocess.Popen[bytes]]):
+        self.running, self.told = running, 0
+
+    def tell(self, number: int, frame: FrameType | None = None) -> None:
+        """Hand a signal on; the second kills."""
+        self.told += 1
+        for each in self.running:
+            if each.poll() is None:
+                each.send_signal(number if self.told == 1 else signal.SIGKILL)
+
+    def wait(self, grace_seconds: float) -> tuple[int, int | None]:
+        """The exit code of all, and which process failed first, if one did."""
+        failed: int | None = None
+        until = float("inf")
+        while any(each.poll() is None for each in self.running):
+            codes = [each.poll() for each in self.running]
+            bad = [index for index, code in enumerate(codes) if code]
+            if bad and failed is None:
+                failed, until = bad[0], time.monotonic() + grace_seconds
+            if time.monotonic() > until:
+                for each in self.running:
+                    each.kill()
+            time.sleep(POLL_SECONDS)
+        codes = [each.returncode for each in self.running]
+        bad = [index for index, code in enumerate(codes) if code]
+        if failed is None and bad:
+            failed = bad[0]
+        code = codes[failed] if failed is not None else 0
+        return (code if code >= 0 else 128 - code), failed
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as trial:
+        trial.bind(("localhost", 0))
+        return trial.getsockname()[1]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Start the processes, or print how; the exit code of all."""
+    known = parse(arguments)
+    port = known.port or free_port()
+    if known.dry_run:
+        for process in range(known.processes):
+            print(shown(known, port, process))
+        return 0
+    started = [
+        start(known, port, process, os.environ) for process in range(known.processes)
+    ]
+    processes = Processes(started)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, processes.tell)
+    code, failed = processes.wait(known.grace_seconds)
+    if failed is not None:
+        where = f"; see {log_of(known, failed)}" if failed else ""
+        ended = started[failed].returncode
+        how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
+        text = f"process {failed} of {known.processes} ended first: {how}{where}"
+        print(text, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
