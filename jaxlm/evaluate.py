@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
     if reading and not known.data:
         raise UserError(f"--{next(iter(reading))} describes --data, which is missing")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from jaxlm.core.hosts import joined
+    from jaxlm.core.joining import joined
 
     with joined(place) as hosts:
         hosts.log_to(Path(known.workdir) / "logs", "evaluate-")

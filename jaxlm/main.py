@@ -32,13 +32,13 @@ def main(arguments: list[str]) -> None:
         return
     workdir = Path(known.workdir or default_workdir(known.config))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from jaxlm.core.hosts import joined
+    from jaxlm.core.joining import joined
     from jaxlm.experiment.training import train
     from jaxlm.train.saving import NotSaved
 
     with joined(place) as hosts:
-        print(f"workdir {workdir}", flush=True)
         hosts.log_to(workdir / "logs")
+        print(f"workdir {workdir}", flush=True)
         try:
             train(resolved.config, workdir, overwrite=known.overwrite)
         except (KeyboardInterrupt, SystemExit, OSError, NotSaved, Lost):

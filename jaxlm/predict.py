@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
         if known.model:
             generate(known, generation, inputs)
             return
-        from jaxlm.core.hosts import joined
+        from jaxlm.core.joining import joined
 
         with joined(place) as hosts:
             if hosts.count > 1 and known.input == "-":

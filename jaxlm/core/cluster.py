@@ -1,7 +1,7 @@
 """Which process of how many this one is, as flags or the environment say; no jax.
 
 What a cluster says by itself (Cloud TPU, Slurm, Open MPI, Kubernetes) is asked for by
-``jaxlm.core.hosts``, where neither of these does.
+``jaxlm.core.joining``, where neither of these does.
 """
 
 from __future__ import annotations

@@ -57,11 +57,15 @@ class Watch:
         self._thread.join(GRACE_SECONDS)
 
     def end(self, text: str, code: int) -> None:
-        """Tell the others why this process ends, unless one has told before."""
+        """Tell the others why this process ends, unless one has told before.
+
+        From the main thread, to which the end is left from now on.
+        """
+        self._closed.set()
         self._put("ended", {"process": self.index, "text": text, "code": code}, True)
         self._put(f"left/{self.index}", True)
         if self.index == 0:  # and the store with it, once they have read it
-            until = time.monotonic() + GRACE_SECONDS
+            until = time.monotonic() + 2 * GRACE_SECONDS
             gone = (self._get("ended") or {}).get("process")
             wait = {str(index) for index in range(self.count) if index != gone}
             while wait - set(self._all("left")) and time.monotonic() < until:
@@ -149,12 +153,12 @@ class Watch:
     def _end(self) -> None:
         """End the process, where its main thread does not: it may wait for ever."""
         problem = self.problem
-        self._put(f"left/{self.index}", True)
         if problem is None or self._closed.wait(GRACE_SECONDS):
             return
         self.last_words(str(problem))
         print(f"error: {problem}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        self._put(f"left/{self.index}", True)
         os._exit(problem.code)
 
     def _agree_to_stop(self) -> None:

@@ -46,10 +46,11 @@ def finish(
         evaluation = evaluator.evaluate(params, run.data[final])
         record(evaluation, final, best, records, line=not known)
         metrics = {**evaluation.metrics, "step": best, "split": final}
-        say("")
-        say(evaluation.report)
-        before = first_and_last(read_results(records.workdir), final)[0]
-        print_table(score_table(before, metrics))
+        if records.enabled:  # another process has no report
+            say("")
+            say(evaluation.report)
+            before = first_and_last(read_results(records.workdir), final)[0]
+            print_table(score_table(before, metrics))
     seconds = round(time.perf_counter() - began, 1)
     device = run.parts.mesh.devices.flat[0].device_kind
     records.write_status(

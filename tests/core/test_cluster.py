@@ -6,7 +6,7 @@ import pytest
 
 from jaxlm.core.cluster import FLAGS, Place, add_flags, read_flags
 from jaxlm.core.errors import UserError
-from jaxlm.core.hosts import detected, local_devices
+from jaxlm.core.joining import detected, local_devices
 
 SLURM = {
     "SLURM_JOB_ID": "4097",

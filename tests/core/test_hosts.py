@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
-from jaxlm.core import hosts, watch
+from jaxlm.core import hosts, joining, watch
 from jaxlm.core.errors import Lost, UserError
 from jaxlm.core.hosts import Group, Hosts, here
 from jaxlm.core.watch import Watch
@@ -219,9 +219,9 @@ def test_a_main_thread_that_does_not_end_is_ended(monkeypatch, capfd):
 def test_processes_that_are_not_joined_end_with_a_line():
     """Neither who waits for a coordinator that is not there, nor one that is alone."""
     code = (
-        "import sys; from jaxlm.core import hosts\n"
+        "import sys; from jaxlm.core.joining import join\n"
         "from jaxlm.core.cluster import Place\n"
-        "hosts.join(Place(sys.argv[1], 2, int(sys.argv[2]), join_seconds=2))"
+        "join(Place(sys.argv[1], 2, int(sys.argv[2]), join_seconds=2))"
     )
     running = [
         subprocess.Popen(
@@ -245,4 +245,4 @@ def test_a_port_that_is_taken_is_refused():
         taken.bind(("", 0))
         taken.listen()
         with pytest.raises(UserError, match="is a run of several processes still"):
-            hosts.check_port(f"localhost:{taken.getsockname()[1]}")
+            joining.check_port(f"localhost:{taken.getsockname()[1]}")
