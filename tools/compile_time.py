@@ -60,7 +60,7 @@ def compile_seconds(depth: int, scan: bool) -> float:
         states = make_states(run)
         with jax.set_mesh(run.parts.mesh):
             _, batch = next(loader(run).iterate())
-            step: object = compiled_step(run, states)
+            step: object = compiled_step(run.parts, states)
             lowered = step.lower(states.abstract(0), batch)
             began = time.perf_counter()
             lowered.compile()

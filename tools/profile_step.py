@@ -44,7 +44,7 @@ def main() -> None:
     with jax.set_mesh(run.parts.mesh), tempfile.TemporaryDirectory() as folder:
         state = first_state(run, states)
         batches = [batch for _, batch in islice(loader(run).iterate(), WARM + STEPS)]
-        step: object = compiled_step(run, states)
+        step: object = compiled_step(run.parts, states)
         program = step.lower(state, batches[0]).compile()
         for batch in batches[:WARM]:
             state, _ = program(state, batch)

@@ -12,6 +12,7 @@ import jax
 
 from jaxlm.data.loader import Loader
 from jaxlm.experiment.prepare import Prepared, loader
+from jaxlm.experiment.wiring import Parts
 from jaxlm.train.evaluator import Evaluator
 from jaxlm.train.objective import task_objective
 from jaxlm.train.state import States
@@ -42,7 +43,7 @@ def compile_ahead(run: Prepared, states: States, *, new: bool) -> Iterator[Progr
     two threads run no faster.
     """
     config, alone = run.parts.config, len(run.phases.begins) == 1
-    step, batches = compiled_step(run, states), loader(run)
+    step, batches = compiled_step(run.parts, states), loader(run)
     evaluator = run.parts.evaluator()
 
     def compile(lowered: jax.stages.Lowered) -> None:
@@ -65,9 +66,8 @@ def compile_ahead(run: Prepared, states: States, *, new: bool) -> Iterator[Progr
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def compiled_step(run: Prepared, states: States) -> Step:
-    """The step of the run's task, compiled when it is first taken in a phase."""
-    parts = run.parts
+def compiled_step(parts: Parts, states: States) -> Step:
+    """The step of a task, compiled when it is first taken in a phase."""
     objective = task_objective(parts.task, parts.model.apply)
     accumulation = parts.config.train.accumulation
     step = make_step(objective, states.optimizer, accumulation, parts.task.present)

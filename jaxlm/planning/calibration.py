@@ -1,0 +1,23 @@
+"""How much of a sheet's figures real steps reach: one table for all plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of the sheet: of peak FLOP/s in products and in kernels of attention, of
+    memory bandwidth, of links; ``latency`` of a hop in seconds."""
+
+    product: float
+    attention: float
+    memory: float
+    network: float
+    latency: float
+
+
+EFFICIENCIES = {
+    "tpu": Efficiency(0.85, 0.5, 0.8, 0.8, 1e-6),
+    "cuda": Efficiency(0.7, 0.5, 0.8, 0.75, 10e-6),
+}

@@ -1,0 +1,267 @@
+"""A step compiled for another machine: in a process of its own, timed, and kept.
+
+The process is another because a compiler may die of a program, takes its environment
+before jax is imported, and returns its memory only at its end. What it made is kept in
+``<cache>/plans``, by the content of what was compiled: program, topology, versions.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from jaxlm.core.errors import UserError
+from jaxlm.core.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    cache_directory,
+    read_json,
+)
+from jaxlm.planning import meshes
+from jaxlm.planning.topology import Topology
+
+FOLDER = "plans"
+FORMAT = 1
+"""Of what is kept; another number forgets what was kept before."""
+EXHAUSTED = "RESOURCE_EXHAUSTED"
+CONSTANT = re.compile(r"(= (?!s8)\w+\[[^ ]* constant\()[^)]{200,}\)")
+"""A large constant in a program's text; those of s8 are masks of attention's blocks."""
+MEMORY = ("argument", "output", "alias", "temp", "generated_code")
+
+Build = Callable[[Any, Any], Any]
+"""``build(config, mesh)``: see ``experiment.planned.Planned`` for what it returns."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be compiled."""
+
+    config: Any
+    topology: Topology
+    sizes: Mapping[str, int]
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiler said: ``facts`` (see ``work``), and the program, if it has one.
+
+    ``facts["exhausted"]`` is its message where the program did not fit.
+    """
+
+    facts: dict[str, Any]
+    program: str
+
+    @property
+    def exhausted(self) -> str:
+        return self.facts.get("exhausted", "")
+
+
+class Compilation:
+    """A job in its process. ``poll`` tells its stage, ``result`` waits for its end."""
+
+    def __init__(self, build: Build, job: Job):
+        context = multiprocessing.get_context("spawn")
+        self.began = time.monotonic()
+        self.stage = "starting"
+        self.receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(
+            target=run_job, args=(build, job, sender), daemon=True
+        )
+        self.process.start()
+        sender.close()
+        self._end: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def poll(self, timeout: float = 0.0) -> bool:
+        """Whether it is done; waits up to ``timeout`` seconds for news."""
+        while self._end is None and self.receiver.poll(timeout):
+            try:
+                news = self.receiver.recv()
+            except EOFError:
+                self.process.join()
+                code = self.process.exitcode
+                self._end = {"died": code}
+                break
+            if "stage" in news:
+                self.stage = news["stage"]
+                return False
+            self._end = news
+        return self._end is not None
+
+    def result(self) -> Compiled:
+        """What it made.
+
+        Raises:
+          UserError: what the config or the machine is to blame for.
+          RuntimeError: the compiler, or this package, has a bug.
+        """
+        while not self.poll(1.0):
+            pass
+        self.process.join()
+        end = self._end or {}
+        if "refused" in end:
+            raise UserError(end["refused"])
+        if "trace" in end:
+            raise RuntimeError(f"the step was not compiled:\n{end['trace']}")
+        if "died" in end:
+            raise UserError(
+                f"the compiler's process ended with code {end['died']} while"
+                f" {self.stage}{_why(end['died'])}"
+            )
+        return load(Path(end["folder"]))
+
+    def stop(self) -> None:
+        """End the process, done or not."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+
+
+def _why(code: int | None) -> str:
+    if code == -9:
+        return ": killed, most likely as the machine has no memory left for it"
+    return "; its words are in the lines above"
+
+
+def load(folder: Path) -> Compiled:
+    """What was kept of a compilation."""
+    facts = read_json(folder / "facts.json")
+    path = folder / "program.hlo.gz"
+    text = gzip.decompress(path.read_bytes()).decode() if path.exists() else ""
+    return Compiled(facts, text)
+
+
+def run_job(build: Build, job: Job, news: Connection) -> None:
+    """In the new process: compile, keep, and tell how it goes."""
+    meshes.prepare_environment()
+    try:
+        news.send({"folder": str(_compile(build, job, news))})
+    except UserError as problem:
+        news.send({"refused": str(problem)})
+    except KeyboardInterrupt:
+        pass  # the parent has it, too
+    except BaseException:
+        news.send({"trace": traceback.format_exc()})
+    finally:
+        news.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # the compiler's own threads would hold the process
+
+
+def _compile(build: Build, job: Job, news: Connection) -> Path:
+    clock = {}
+
+    def stage(name: str) -> None:
+        clock[name] = time.monotonic()
+        news.send({"stage": name})
+
+    stage("importing")
+    import jax
+
+    stage("tracing")
+    mesh = meshes.make_mesh(job.topology, job.sizes)
+    planned = build(job.config, mesh)
+    lowered = planned.lower()
+    versions = compiler_versions(job.topology)
+    key = content_key(lowered.as_text(), job, versions)
+    folder = cache_directory() / FOLDER / key
+    begin = time.monotonic()
+    facts: dict[str, Any] = {
+        **planned.facts,
+        "format": FORMAT,
+        "topology": job.topology.text,
+        "mesh": dict(job.sizes),
+        "places": meshes.places(job.topology, mesh),
+        "options": dict(job.options),
+        "versions": versions,
+        "trace_seconds": begin - clock["tracing"],
+    }
+    if (folder / "facts.json").exists():
+        kept = read_json(folder / "facts.json")
+        if kept.get("format") == FORMAT:
+            return folder
+    stage("compiling")
+    try:
+        options = dict(job.options)
+        compiled = lowered.compile(compiler_options=options or None)
+    except jax.errors.JaxRuntimeError as problem:
+        if EXHAUSTED not in str(problem):
+            raise
+        facts |= {"exhausted": str(problem), "compile_seconds": _since(begin)}
+        atomic_write_json(folder / "facts.json", facts)
+        return folder
+    facts |= {"compile_seconds": _since(begin), **measured(compiled)}
+    text = gzip.compress(program(compiled).encode(), 5)
+    atomic_write_bytes(folder / "program.hlo.gz", text)
+    atomic_write_json(folder / "facts.json", facts)  # last: it says that all is there
+    return folder
+
+
+def _since(begin: float) -> float:
+    return time.monotonic() - begin
+
+
+def content_key(program: str, job: Job, versions: Mapping[str, str]) -> str:
+    """A name for what is compiled, for whom, by what."""
+    target = [job.topology.text, job.topology.wraps, dict(job.sizes), FORMAT]
+    facts = json.dumps([target, dict(job.options), dict(versions)], sort_keys=True)
+    return hashlib.sha256(f"{facts}\n{program}".encode()).hexdigest()[:32]
+
+
+def compiler_versions(topology: Topology) -> dict[str, str]:
+    """Of jax and of the compiler."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    names = ["jax", "jaxlib"]
+    if topology.device.platform == "tpu":
+        names += ["libtpu"]
+    else:
+        names += ["jax-cuda12-plugin", "jax-cuda13-plugin"]
+        names += ["nvidia-cudnn-cu12", "nvidia-cudnn-cu13"]
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def measured(compiled: Any) -> dict[str, Any]:
+    """The compiler's own figures: bytes of a device, and what it takes the step for."""
+    stats, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory = {name: getattr(stats, f"{name}_size_in_bytes") for name in MEMORY}
+    peak = getattr(stats, "peak_memory_in_bytes", 0)
+    names = ("flops", "bytes accessed", "optimal_seconds")
+    return {
+        "memory": memory | {"peak": peak},
+        "cost_analysis": {name: cost.get(name) for name in names},
+    }
+
+
+def program(compiled: Any) -> str:
+    """The program's text, with the constants that are masks of attention."""
+    from jaxlib import _hlo  # pyright: ignore[reportAttributeAccessIssue]
+
+    options = _hlo.HloPrintOptions()
+    options.print_large_constants = True
+    modules = compiled.runtime_executable().hlo_modules()
+    text = "\n\n".join(module.to_string(options) for module in modules)
+    return CONSTANT.sub(r"\1{...})", text)

@@ -1,0 +1,229 @@
+"""What a compiled step would need and take: memory, FLOPs, time, money."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxlm.planning.calibration import EFFICIENCIES
+from jaxlm.planning.compiling import Compiled
+from jaxlm.planning.hlo import Module, parse
+from jaxlm.planning.network import Network
+from jaxlm.planning.timeline import Timeline, Walk
+from jaxlm.planning.topology import Topology
+
+DAY = 86_400.0
+_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step on a topology. All bytes, FLOPs and times are of one device, but where
+    ``all`` devices are named; a device is a chip, or on tpu7x half of one."""
+
+    topology: Topology
+    compiled: Compiled
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was known before compiling, and what the compiler says."""
+        return self.compiled.facts
+
+    @property
+    def devices(self) -> int:
+        return self.topology.devices
+
+    # Memory.
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that a program may use; of a device that refused one, by its word."""
+        found = _USED.search(self.compiled.exhausted)
+        if found:
+            return int(float(found[3]) * _UNIT[found[4].upper()])
+        return self.topology.device.memory
+
+    @property
+    def reserved(self) -> int:
+        """Arguments, temporaries and outputs, less what outputs take over of arguments.
+
+        What is compared with the chip: the runtime sets all of it aside before a step.
+        """
+        if self.compiled.exhausted:
+            found = _USED.search(self.compiled.exhausted)
+            return int(float(found[1]) * _UNIT[found[2].upper()]) if found else 0
+        memory = self.facts["memory"]
+        held = memory["argument"] + memory["output"] - memory["alias"]
+        return held + memory["temp"]
+
+    @property
+    def peak(self) -> int:
+        """The compiler's ``peak_memory_in_bytes``: the most that lives at a time."""
+        return self.facts.get("memory", {}).get("peak", 0)
+
+    @property
+    def fits(self) -> bool:
+        return not self.compiled.exhausted and self.reserved <= self.capacity
+
+    # Arithmetic.
+
+    @property
+    def model_flops(self) -> float:
+        """That the model needs in a step; see ``formulas``."""
+        return (
+            self.facts["model_flops_per_token"]
+            * self.facts["tokens_per_step"]
+            / self.devices
+        )
+
+    @property
+    def compiled_flops(self) -> float:
+        """Of the program's products and kernels."""
+        return self.timeline.flops
+
+    @property
+    def overhead(self) -> float:
+        """What is computed beyond the model: 0.33 is a third more."""
+        return self.compiled_flops / self.model_flops - 1
+
+    # Time.
+
+    @cached_property
+    def module(self) -> Module:
+        return parse(self.compiled.program)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """The program, walked."""
+        efficiency = EFFICIENCIES[self.topology.device.platform]
+        network = Network(
+            self.topology,
+            np.array(self.facts["places"]),
+            efficiency.network,
+            efficiency.latency,
+        )
+        return Walk(self.module, self.facts["mesh"], network, efficiency).run()
+
+    @property
+    def step_seconds(self) -> float:
+        return self.timeline.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs over what the chips could do in the time of a step."""
+        return self.model_flops / (self.step_seconds * self.topology.device.flops)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all devices."""
+        return self.facts["tokens_per_step"] / self.step_seconds
+
+    def days(self, tokens: float) -> float:
+        """To train on so many tokens."""
+        return tokens / self.tokens_per_second / DAY
+
+    def cost(self, tokens: float, price: float) -> float:
+        """Of that, at a price for a chip and an hour."""
+        return self.days(tokens) * 24 * self.topology.chips * price
+
+    def to_dict(
+        self, tokens: float | None = None, price: float | None = None
+    ) -> dict[str, Any]:
+        """For machines; seconds, bytes and FLOPs, of one device."""
+        facts = self.facts
+        found: dict[str, Any] = {
+            "topology": self.topology.text,
+            "devices": self.devices,
+            "mesh": facts["mesh"],
+            "model": facts["model"],
+            "task": facts["task"],
+            "parameters": facts["parameters"],
+            "tokens_per_step": facts["tokens_per_step"],
+            "fits": self.fits,
+            "bytes_per_device": self.reserved,
+            "peak_bytes_per_device": self.peak,
+            "capacity_bytes": self.capacity,
+            "parameter_bytes": facts["parameter_bytes"],
+            "optimizer_bytes": facts["optimizer_bytes"],
+            "versions": facts["versions"],
+            "compile_seconds": round(facts["compile_seconds"], 1),
+            "exceeded_by_bytes": max(0, self.reserved - self.capacity),
+        }
+        if self.compiled.exhausted:
+            return found
+        line = self.timeline
+        found |= {
+            "memory": facts["memory"],
+            "step_seconds": self.step_seconds,
+            "compute_seconds": line.compute,
+            "memory_seconds": line.memory,
+            "exposed_seconds": line.exposed,
+            "mfu": self.mfu,
+            "tokens_per_second": self.tokens_per_second,
+            "model_flops": self.model_flops,
+            "compiled_flops": self.compiled_flops,
+            "recompute_overhead": self.overhead,
+            "compiler_cycle_seconds": self.cycle_seconds,
+            "collectives": [vars(each) for each in line.collectives],
+            "assumptions": self.assumptions,
+        }
+        if tokens is not None:
+            found |= {"tokens": tokens, "days": self.days(tokens)}
+            if price is not None:
+                found["cost"] = self.cost(tokens, price)
+        return found
+
+    @property
+    def cycle_seconds(self) -> float | None:
+        """The compiler's cycles of all instructions, collectives apart; TPU only."""
+        clock = self.topology.device.clock
+        return self.timeline.cycles / clock if clock and self.timeline.cycles else None
+
+    @property
+    def rejected(self) -> list[str]:
+        """What ``cost_analysis`` says that cannot be."""
+        cost = self.facts.get("cost_analysis", {})
+        least = self.model_flops / self.topology.device.flops
+        found = []
+        flops, seconds = cost.get("flops"), cost.get("optimal_seconds")
+        if flops is not None and flops < 0.9 * self.model_flops:
+            times = self.compiled_flops / flops if flops > 0 else math.inf
+            found.append(f"its flops {flops:.3g} are {times:.1f} times too few")
+        if seconds is not None and not least <= seconds < math.inf:
+            found.append(
+                f"its optimal_seconds {seconds:.3g} are less than the model's FLOPs"
+                f" take at the chip's peak ({least:.3g})"
+            )
+        return found
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What the figures hang on."""
+        device, facts = self.topology.device, self.facts
+        efficiency = EFFICIENCIES[device.platform]
+        versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
+        found = [
+            f"{device.name}: {device.flops / 1e12:.4g} TFLOP/s of bf16,"
+            f" {device.bandwidth / 1e9:.4g} GB/s of memory, links of"
+            f" {device.link / 1e9:.4g} GB/s one way, {device.network / 1e9:.4g} GB/s"
+            f" between {'slices' if device.dimensions else 'hosts'} ({device.source})",
+            f"of these, products reach {efficiency.product:.0%}, attention kernels"
+            f" {efficiency.attention:.0%}, memory {efficiency.memory:.0%}, links"
+            f" {efficiency.network:.0%} (docs/planning.md)",
+            f"compiled by {versions}; the mesh lies on the devices as jax orders them",
+        ]
+        if device.dimensions:
+            sides = " x ".join(
+                f"{side}{' (ring)' if ring else ''}"
+                for side, ring in zip(
+                    self.topology.shape, self.topology.wraps, strict=True
+                )
+            )
+            found.append(f"the slice is {sides}")
+        return [*found, *facts["assumed"], *self.timeline.notes]

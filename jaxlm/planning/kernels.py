@@ -1,0 +1,120 @@
+"""FLOPs of kernels, into which a compiler does not look.
+
+The operands of a kernel tell: those of cuBLAS its product's dimensions, those of
+attention the shapes of queries and keys. FlashAttention is two products forward and
+five backward (arXiv:2205.14135, algorithms 1 and 4). Splash attention, Pallas's for
+TPUs, has a backward pass of one kernel with these five, or of two that share nothing:
+four products for keys and values, three for queries.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from jaxlm.planning.hlo import Computation, Instruction
+
+PALLAS = ("tpu_custom_call", "mosaic_gpu", "mosaic_gpu_v2", "__gpu$xla.gpu.triton")
+SPLASH = {"fwd": 2, "dkv": 4, "dq": 3, "fused_bwd": 5}
+"""Products in a kernel of splash attention, by the part of its name."""
+
+
+def target(each: Instruction) -> str:
+    """What a custom call calls."""
+    found = re.search(r'custom_call_target="([^"]*)"', each.rest)
+    return found[1] if found else ""
+
+
+def kernel_flops(inside: Computation, each: Instruction) -> float:
+    """FLOPs of a custom call; 0 of one that is no product (see ``is_unknown``)."""
+    name = target(each)
+    if name.startswith("__cublas$"):
+        return _cublas(inside, each)
+    if name.startswith("__cudnn$fmha"):
+        return _cudnn_attention(inside, each, 5 if "Backward" in name else 2)
+    if name in PALLAS:
+        stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.rest)
+        if stated:
+            return float(stated[1])
+        count = _splash_products(each)
+        return count * _splash_product(inside, each) if count else 0.0
+    return 0.0
+
+
+def is_unknown(each: Instruction) -> bool:
+    """Whether a kernel's FLOPs cannot be told: what is said of it, then, is too low."""
+    if each.opcode != "custom-call" or target(each) not in PALLAS:
+        return False
+    return not _splash_products(each) and '"cost_estimate"' not in each.rest
+
+
+def is_attention(each: Instruction) -> bool:
+    """Whether a custom call is a kernel of attention."""
+    name = target(each)
+    return name.startswith("__cudnn$fmha") or (
+        name in PALLAS and "attention" in each.op_name + each.name
+    )
+
+
+def _cublas(inside: Computation, each: Instruction) -> float:
+    left = inside.arrays(each, 0)[0].dims
+    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', each.rest)
+    axes = [int(axis) for axis in re.findall(r"\d+", found[1])] if found else []
+    return 2.0 * each.arrays[0].size * math.prod(left[axis] for axis in axes)
+
+
+def _cudnn_attention(inside: Computation, each: Instruction, count: int) -> float:
+    """``count`` products over the scores, whose shape [B, H, S, T] the call states."""
+    config = each.rest.partition('"cudnn_fmha_backend_config":')[2]
+    shape = re.search(r'"dimensions":\s*\[([^\]]*)\]', config)
+    if shape is None:
+        return 0.0
+    B, H, S, T = (int(size) for size in re.findall(r"\d+", shape[1]))
+    size = inside.arrays(each, 0)[0].dims[-1]
+    share = 1.0
+    mask = re.search(r'"mask_type":\s*"(\w+)"', config)
+    if mask and "CAUSAL" in mask[1]:
+        share = 0.5 + 0.5 / S  # the diagonal, too
+        reach = re.search(r'"sliding_window_length":\s*(\d+)', config)
+        if reach and 0 < int(reach[1]) < T:
+            window = int(reach[1])
+            share = (window - window * (window - 1) / (2 * S)) / T
+    return count * 2.0 * B * H * S * T * size * share
+
+
+def _splash_products(each: Instruction) -> int:
+    names = f"{each.name} {each.op_name}"
+    if "splash" not in names:
+        return 0
+    for part, count in SPLASH.items():
+        if f"_{part}" in names:
+            fused = part == "dkv" and '"use_fused_bwd_kernel\\": true' in each.rest
+            return SPLASH["fused_bwd"] if fused else count
+    return 0
+
+
+def _splash_product(inside: Computation, each: Instruction) -> float:
+    """FLOPs of one product of queries and keys, over the blocks that the mask keeps."""
+    big = [
+        inside.arrays(each, place)[0]
+        for place in range(len(each.operands))
+        if len(inside.arrays(each, place)) == 1
+    ]
+    query, key = [array for array in big if len(array.dims) == 4][:2]
+    B, H, S, K = query.dims
+    T = key.dims[2]
+    return 2.0 * B * H * S * T * K * _kept_blocks(inside, each)
+
+
+def _kept_blocks(inside: Computation, each: Instruction) -> float:
+    """The share of blocks that are computed: by the mask of blocks, its second operand.
+
+    s8[heads or 1, blocks of queries, blocks of keys]; 0 is a block that is left out.
+    """
+    mask = inside.instructions.get(each.operands[1])
+    if mask is None or mask.opcode != "constant" or mask.arrays[0].dtype != "s8":
+        return 1.0
+    values = [int(value) for value in re.findall(r"-?\d+", mask.literal)]
+    if len(values) != mask.arrays[0].size:
+        return 1.0
+    return sum(value > 0 for value in values) / len(values)

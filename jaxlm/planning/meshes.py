@@ -1,0 +1,151 @@
+"""The mesh of a slice or a cluster that is not here, of devices that compile alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxlm.core.errors import UserError
+from jaxlm.planning.targets import target_config
+from jaxlm.planning.topology import Topology
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+"""What keeps libtpu from looking for chips, a metadata server or other processes."""
+REMEDY = {
+    "tpu": "pip install 'jaxlm[plan-tpu]'",
+    "cuda": "pip install 'jaxlm[plan-gpu]'",
+}
+SPANS_SLICES = ("data", "fsdp")
+"""The axes that may go between slices, the first that divides by their number."""
+
+
+def prepare_environment() -> None:
+    """Before jax is imported: the process compiles, and runs on nothing but its CPU."""
+    os.environ.update(ENVIRONMENT)
+
+
+def make_mesh(topology: Topology, sizes: Mapping[str, int]) -> Mesh:
+    """The mesh that jax would make there: neighbours on it are neighbours in the torus.
+
+    Raises:
+      UserError: the compiler is not installed, or the sizes do not fit the slice.
+    """
+    from jax.sharding import AxisType, Mesh
+
+    devices = _devices(topology)
+    shape = tuple(sizes.values())
+    if topology.device.platform == "cuda":  # hosts by rows, as jax numbers them
+        grid = np.array(devices).reshape(shape)
+    else:
+        grid = _torus(topology, dict(sizes), devices)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _devices(topology: Topology) -> list[Any]:
+    from jax.experimental import topologies
+
+    platform, shape = topology.device.platform, topology.shape
+    options: dict[str, Any]
+    if platform == "tpu":
+        name = f"{topology.device.name}:{'x'.join(map(str, shape))}"
+        # libtpu wants three, of a plane too.
+        wrap = (*topology.wraps, False)[:3]
+        options = {"wrap": wrap} if any(wrap) else {}
+        if topology.slices > 1:
+            options["num_slices"] = topology.slices
+    else:
+        name = topology.text.replace(":", "_")
+        options = {
+            "target_config": target_config(topology.device.name),
+            "topology": f"1x{shape[0]}x{shape[1]}",
+        }
+    try:
+        found = topologies.get_topology_desc(
+            topology_name=name, platform=platform, **options
+        )
+    except Exception as problem:
+        text = " ".join(str(problem).split())
+        if _is_missing(platform):
+            raise UserError(
+                f"--topology={topology.text}: the compiler for it is not installed;"
+                f" {REMEDY[platform]}"
+            ) from problem
+        raise UserError(
+            f"--topology={topology.text}: the compiler does not know it: {text[:300]}"
+        ) from problem
+    return list(found.devices)
+
+
+def _is_missing(platform: str) -> bool:
+    from importlib.util import find_spec
+
+    if platform == "tpu":
+        return find_spec("libtpu") is None
+    return not any(
+        find_spec(f"jax_plugins.xla_{kind}") for kind in ("cuda12", "cuda13")
+    )
+
+
+def _torus(topology: Topology, sizes: dict[str, int], devices: list[Any]) -> np.ndarray:
+    from jax.experimental import mesh_utils
+
+    # As jax.make_mesh does: axes may share a side of the torus only on a plane.
+    split = topology.device.dimensions == 2
+    try:
+        if topology.slices == 1:
+            return mesh_utils.create_device_mesh(
+                tuple(sizes.values()), devices, allow_split_physical_axes=split
+            )
+        outer = dict.fromkeys(sizes, 1)
+        outer[slice_axis(topology, sizes)] = topology.slices
+        inner = tuple(sizes[axis] // outer[axis] for axis in sizes)
+        return mesh_utils.create_hybrid_device_mesh(
+            inner, tuple(outer.values()), devices, allow_split_physical_axes=split
+        )
+    except (NotImplementedError, ValueError) as problem:
+        text = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+        sides = "x".join(map(str, topology.shape))
+        raise UserError(
+            f"config.mesh: {text} does not lie on a slice of {sides}: each axis must be"
+            f" made of whole sides of it; try --search"
+        ) from problem
+
+
+def slice_axis(topology: Topology, sizes: Mapping[str, int]) -> str:
+    """The axis of the mesh whose outer part goes between slices.
+
+    Raises:
+      UserError: none divides by their number.
+    """
+    for axis in SPANS_SLICES:
+        if sizes[axis] % topology.slices == 0:
+            return axis
+    raise UserError(
+        f"config.mesh: neither data={sizes['data']} nor fsdp={sizes['fsdp']} divides by"
+        f" the {topology.slices} slices of --topology={topology.text}"
+    )
+
+
+def places(topology: Topology, mesh: Mesh) -> list[list[int]]:
+    """Of each device in the mesh's order: its slice or host, and its place there."""
+    found = []
+    for device in mesh.devices.flat:
+        if topology.device.platform == "cuda":
+            found.append([device.process_index, device.id % topology.shape[1]])
+        else:
+            sides = list(device.coords)[: len(topology.shape)]
+            found.append([getattr(device, "slice_index", 0) or 0, *sides])
+    return found

@@ -1,0 +1,148 @@
+"""Plans what is asked for; where it does not fit, tries what would help; searches."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxlm.core.errors import UserError
+from jaxlm.planning.candidates import remedies, variants
+from jaxlm.planning.compiling import Build, Compilation, Job
+from jaxlm.planning.estimate import Plan
+from jaxlm.planning.outcome import Outcome, Trial
+from jaxlm.planning.topology import Topology, sizes_on
+
+Say = Callable[[str], None]
+NOTICE_SECONDS = 10.0
+MEMORY_EACH = 5 * 2**30
+"""What a compilation of a large step was seen to take of this machine, and room."""
+HELP = 3
+"""Changes that are shown of those that help a step that does not fit."""
+COMPILED = 8
+"""Candidates of a search that are compiled, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to plan. ``build`` makes a step of a config (see ``compiling``), and
+    ``configure`` a config of further overrides, as ``--config.KEY=VALUE``."""
+
+    build: Build
+    configure: Callable[[tuple[str, ...]], Any]
+    topology: Topology
+    jobs: int | None = None
+
+    def job(self, overrides: tuple[str, ...]) -> Job:
+        """That of the config with some overrides.
+
+        Raises:
+          UserError: such a config is not allowed, or does not fit the topology.
+        """
+        chosen = self.configure(overrides)
+        sizes = sizes_on(self.topology, chosen.mesh.sizes)
+        return Job(chosen, self.topology, sizes, {})
+
+
+def plan(wanted: Wanted, say: Say) -> Outcome:
+    """The plan of a config as it is; what would help, where it does not fit.
+
+    Raises:
+      UserError: something a user can mend.
+    """
+    (trial,) = run(wanted, [()], say)
+    if trial.plan is None:
+        raise UserError(trial.refused)
+    if trial.plan.fits:
+        return Outcome(trial.plan)
+    say("it does not fit; trying what would help")
+    config = wanted.configure(())
+    tried = run(wanted, remedies(config, wanted.topology), say)
+    useful = [each for each in tried if each.plan is not None]
+    useful.sort(key=lambda each: (not each.plan.fits, each.plan.reserved))  # pyright: ignore
+    return Outcome(trial.plan, trials=useful[:HELP])
+
+
+def search(wanted: Wanted, say: Say) -> Outcome:
+    """The best of meshes, microbatches and rematerialisation that fits.
+
+    Raises:
+      UserError: nothing fits.
+    """
+    config = wanted.configure(())
+    chosen = variants(config, wanted.topology)[:COMPILED]
+    say(f"searching: {len(chosen)} configurations are compiled")
+    tried = run(wanted, chosen, say)
+    ranked = sorted(tried, key=_rank)
+    best = ranked[0]
+    if best.plan is None or not best.plan.fits:
+        raise UserError(
+            f"--search: nothing of what was tried fits {wanted.topology.text}: "
+            + "; ".join(f"{each.text}: {each.line}" for each in ranked[:3])
+        )
+    return Outcome(best.plan, best.overrides, ranked, searched=True)
+
+
+def _rank(trial: Trial) -> tuple[int, float]:
+    """Those that fit by their speed, then those that do not by their size."""
+    if trial.plan is None:
+        return 2, 0.0
+    if not trial.plan.fits:
+        return 1, float(trial.plan.reserved)
+    return 0, -trial.plan.tokens_per_second
+
+
+def run(wanted: Wanted, chosen: Iterable[tuple[str, ...]], say: Say) -> list[Trial]:
+    """A trial of each set of overrides, as many at a time as memory allows."""
+    waiting, running, done = list(chosen), dict[int, Compilation](), dict[int, Trial]()
+    order = list(waiting)
+    most = wanted.jobs or jobs_allowed()
+    last = time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                overrides = waiting.pop(0)
+                place = len(order) - len(waiting) - 1
+                try:
+                    running[place] = Compilation(wanted.build, wanted.job(overrides))
+                except UserError as problem:
+                    done[place] = Trial(overrides, None, str(problem))
+            for place, each in list(running.items()):
+                if each.poll(0.2):
+                    done[place] = _trial(wanted, order[place], each)
+                    del running[place]
+                    say(f"{each.seconds:4.0f} s  {_named(order[place])}done")
+            if time.monotonic() - last > NOTICE_SECONDS:
+                last = time.monotonic()
+                for place, each in running.items():
+                    say(f"{each.seconds:4.0f} s  {_named(order[place])}{each.stage}")
+    finally:
+        for each in running.values():
+            each.stop()
+    return [done[place] for place in sorted(done)]
+
+
+def _trial(wanted: Wanted, overrides: tuple[str, ...], each: Compilation) -> Trial:
+    try:
+        return Trial(overrides, Plan(wanted.topology, each.result()))
+    except UserError as problem:
+        return Trial(overrides, None, str(problem))
+
+
+def _named(overrides: Sequence[str]) -> str:
+    return f"{' '.join(overrides)}: " if overrides else ""
+
+
+def jobs_allowed() -> int:
+    """Compilations that memory and processors allow at a time, at least one."""
+    info = Path("/proc/meminfo")
+    free = MEMORY_EACH
+    if info.exists():
+        lines = [line.split() for line in info.read_text().splitlines()]
+        free = next(
+            (int(each[1]) * 1024 for each in lines if each[0] == "MemAvailable:"), free
+        )
+    return max(1, min((os.cpu_count() or 2) // 2, free // MEMORY_EACH))
