@@ -16,6 +16,21 @@ PROGRAMS = "programs"
 MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
+COMPILER_OPTIONS = {
+    # Collectives run beside computations, fused with them; MaxText's flags for dense
+    # models (benchmarks/xla_flags_library.py, CF_FOR_ALL_GATHER). Without them each
+    # gather of a layer's weights stops the chip.
+    "tpu": {
+        "xla_enable_async_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+    },
+}
+"""What a training step is compiled with, by platform, beside the compiler's defaults."""
+
+
 def keep_programs() -> None:
     """Let jax keep what it compiles in ``<cache>/programs/<processor>``.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxlm.core.programs import COMPILER_OPTIONS
 from jaxlm.data.loader import Loader
 from jaxlm.experiment.prepare import Prepared, loader
 from jaxlm.experiment.wiring import Parts
@@ -71,4 +72,6 @@ def compiled_step(parts: Parts, states: States) -> Step:
     objective = task_objective(parts.task, parts.model.apply)
     accumulation = parts.config.train.accumulation
     step = make_step(objective, states.optimizer, accumulation, parts.task.present)
-    return jax.jit(step, donate_argnums=0)
+    platform = parts.mesh.devices.flat[0].platform
+    options = COMPILER_OPTIONS.get(platform)
+    return jax.jit(step, donate_argnums=0, compiler_options=options)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxlm.core import trees
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import replicated
+from jaxlm.core.programs import COMPILER_OPTIONS
 from jaxlm.data.packing import collate
 from jaxlm.data.tokenizer import Frame, Pieces, Tokenizer
 from jaxlm.experiment.ahead import compiled_step
@@ -47,6 +48,11 @@ class Planned:
     state: State
     batch: dict[str, jax.ShapeDtypeStruct]
     facts: dict[str, Any]
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What main tells the compiler, too."""
+        return COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform, {})
 
     def lower(self) -> jax.stages.Lowered:
         """Traced and sharded, not compiled."""

@@ -51,7 +51,6 @@ class Job:
     config: Any
     topology: Topology
     sizes: Mapping[str, int]
-    options: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
     planned = build(job.config, mesh)
     lowered = planned.lower()
     versions = compiler_versions(job.topology)
-    key = content_key(lowered.as_text(), job, versions)
+    key = content_key(lowered.as_text(), planned.options, job, versions)
     folder = cache_directory() / FOLDER / key
     begin = time.monotonic()
     facts: dict[str, Any] = {
@@ -189,7 +188,6 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
         "topology": job.topology.text,
         "mesh": dict(job.sizes),
         "places": meshes.places(job.topology, mesh),
-        "options": dict(job.options),
         "versions": versions,
         "trace_seconds": begin - clock["tracing"],
     }
@@ -199,8 +197,7 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
             return folder
     stage("compiling")
     try:
-        options = dict(job.options)
-        compiled = lowered.compile(compiler_options=options or None)
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as problem:
         if EXHAUSTED not in str(problem):
             raise
@@ -218,10 +215,12 @@ def _since(begin: float) -> float:
     return time.monotonic() - begin
 
 
-def content_key(program: str, job: Job, versions: Mapping[str, str]) -> str:
-    """A name for what is compiled, for whom, by what."""
+def content_key(
+    program: str, options: Mapping[str, str], job: Job, versions: Mapping[str, str]
+) -> str:
+    """A name for what is compiled, how, for whom, by what."""
     target = [job.topology.text, job.topology.wraps, dict(job.sizes), FORMAT]
-    facts = json.dumps([target, dict(job.options), dict(versions)], sort_keys=True)
+    facts = json.dumps([target, dict(options), dict(versions)], sort_keys=True)
     return hashlib.sha256(f"{facts}\n{program}".encode()).hexdigest()[:32]
 
 

@@ -44,7 +44,7 @@ class Wanted:
         """
         chosen = self.configure(overrides)
         sizes = sizes_on(self.topology, chosen.mesh.sizes)
-        return Job(chosen, self.topology, sizes, {})
+        return Job(chosen, self.topology, sizes)
 
 
 def plan(wanted: Wanted, say: Say) -> Outcome:

@@ -1,0 +1,77 @@
+"""Slices and clusters as they are written."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxlm.core.errors import UserError
+from jaxlm.planning.devices import DEVICES
+from jaxlm.planning.topology import parse_topology, sizes_on
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "chips", "wraps"),
+    [
+        ("v5p:4x4x4", 64, 64, (True, True, True)),
+        ("v5p:2x4x4", 32, 32, (False, False, False)),
+        ("v5p:4x4x4*2", 128, 128, (True, True, True)),
+        ("v5e:16x16", 256, 256, (True, True)),
+        ("v5e:8x16", 128, 128, (False, True)),
+        ("v6e:4x4", 16, 16, (False, False)),
+        ("tpu7x:4x4x4", 128, 64, (True, True, True)),
+        ("h100:8", 8, 8, ()),
+        ("H200:4x8", 32, 32, ()),
+    ],
+)
+def test_a_topology_knows_its_devices_and_rings(text, devices, chips, wraps):
+    topology = parse_topology(text)
+    found = topology.devices, topology.chips, topology.wraps
+    assert found == (devices, chips, wraps)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("v5q:4x4x4", "nearest: v5p"),
+        ("v5p", "needs its size after a colon"),
+        ("v5p:", "needs its size after a colon"),
+        ("v5p:4xx4", "needs its size"),
+        ("v5p:4x4", "multiples of 4, as 4x4x8"),
+        ("v5p:4x4x6", "multiples of 4, as 4x4x8"),
+        ("v5p:0x4x4", "multiples of 4"),
+        ("v5p:32x32x32", "more than the largest slice of v5p, 6144"),
+        ("v5e:16x32", "a v5e pod is cut into 1x1"),
+        ("v5p:4x4x4*0", "0 slices"),
+        ("h100:8*2", "hosts are written h100:2x8"),
+        ("h100:3", "1, 2, 4 or 8 GPUs"),
+        ("h100:2x2x8", "hosts x GPUs"),
+        ("h100:0x8", "hosts x GPUs"),
+        ("", "is no device"),
+    ],
+)
+def test_a_wrong_topology_is_refused_by_what_is_allowed(text, words):
+    with pytest.raises(UserError, match="--topology") as problem:
+        parse_topology(text)
+    assert words in str(problem.value)
+
+
+def test_the_rest_of_a_mesh_is_filled_in():
+    topology = parse_topology("v5p:4x4x4")
+    sizes = {"data": 1, "fsdp": -1, "tensor": 2, "context": 1}
+    assert sizes_on(topology, sizes) == {**sizes, "fsdp": 32}
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"data": -1, "fsdp": 3}, {"data": 1, "fsdp": 32}, {"data": 2, "fsdp": 64}]
+)
+def test_a_mesh_of_another_number_of_devices_is_refused(sizes):
+    with pytest.raises(UserError, match=r"config.mesh: .* has 64"):
+        sizes_on(parse_topology("v5p:4x4x4"), sizes)
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
+def test_a_device_has_its_sheet_and_plausible_figures(device):
+    assert device.source.startswith("https://")
+    assert 1e14 < device.flops < 5e15
+    assert 100 < device.flops / device.bandwidth < 1000  # FLOPs a byte
+    assert device.network < device.link < device.bandwidth
