@@ -28,7 +28,7 @@ COMPILER_OPTIONS = {
         "xla_tpu_overlap_compute_collective_tc": "true",
     },
 }
-"""What a training step is compiled with, by platform, beside the compiler's defaults."""
+"""What a training step is compiled with, by platform, beside the defaults."""
 
 
 def keep_programs() -> None:

@@ -18,7 +18,12 @@ from jaxlm.planning.timeline import Timeline, Walk
 from jaxlm.planning.topology import Topology
 
 DAY = 86_400.0
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+_SIZE = r"([\d.]+)([KMGT]?)i?B?"
+_REFUSALS = (
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm", re.IGNORECASE),
+    re.compile(rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+)
+"""How a compiler refuses a program: all that it needs, or its temporaries alone."""
 _UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -44,10 +49,8 @@ class Plan:
     @property
     def capacity(self) -> int:
         """Bytes that a program may use; of a device that refused one, by its word."""
-        found = _USED.search(self.compiled.exhausted)
-        if found:
-            return int(float(found[3]) * _UNIT[found[4].upper()])
-        return self.topology.device.memory
+        refused = read_refusal(self.compiled.exhausted)
+        return refused[1] if refused else self.topology.device.memory
 
     @property
     def reserved(self) -> int:
@@ -56,11 +59,17 @@ class Plan:
         What is compared with the chip: the runtime sets all of it aside before a step.
         """
         if self.compiled.exhausted:
-            found = _USED.search(self.compiled.exhausted)
-            return int(float(found[1]) * _UNIT[found[2].upper()]) if found else 0
+            refused = read_refusal(self.compiled.exhausted)
+            return refused[0] + refused[2] * self.arguments if refused else 0
         memory = self.facts["memory"]
         held = memory["argument"] + memory["output"] - memory["alias"]
         return held + memory["temp"]
+
+    @property
+    def arguments(self) -> int:
+        """Bytes of the state and the batch."""
+        names = ("parameter_bytes", "optimizer_bytes", "batch_bytes")
+        return sum(self.facts[name] for name in names)
 
     @property
     def peak(self) -> int:
@@ -227,3 +236,18 @@ class Plan:
             )
             found.append(f"the slice is {sides}")
         return [*found, *facts["assumed"], *self.timeline.notes]
+
+
+def read_refusal(text: str) -> tuple[int, int, bool] | None:
+    """Bytes needed, bytes there are, and whether arguments are to be added.
+
+    None where the words are not known.
+    """
+    for number, words in enumerate(_REFUSALS):
+        if found := words.search(text):
+            sizes = [
+                int(float(found[place]) * _UNIT[found[place + 1].upper()])
+                for place in (1, 3)
+            ]
+            return sizes[0], sizes[1], number == 1
+    return None

@@ -52,7 +52,7 @@ def is_attention(each: Instruction) -> bool:
     """Whether a custom call is a kernel of attention."""
     name = target(each)
     return name.startswith("__cudnn$fmha") or (
-        name in PALLAS and "attention" in each.op_name + each.name
+        name in PALLAS and _splash_products(each) > 0
     )
 
 

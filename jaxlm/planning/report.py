@@ -45,9 +45,14 @@ def memory(plan: Plan) -> list[str]:
     facts = plan.facts
     if plan.compiled.exhausted:
         over = plan.reserved - plan.capacity
+        if not plan.reserved:
+            return [f"does NOT fit; the compiler says: {plan.compiled.exhausted[:300]}"]
         return [
             f"does NOT fit: the compiler needs {gib(plan.reserved)} of"
-            f" {gib(plan.capacity)} for each device, {gib(over)} too much"
+            f" {gib(plan.capacity)} for each device, {gib(over)} too much",
+            f"  arguments {gib(plan.arguments)} (parameters"
+            f" {gib(facts['parameter_bytes'])}, optimizer"
+            f" {gib(facts['optimizer_bytes'])}, batch {gib(facts['batch_bytes'])})",
         ]
     sizes = facts["memory"]
     verdict = "fits" if plan.fits else "does NOT fit"

@@ -178,8 +178,8 @@ def _read_of(module: Module, inside: Computation, value: Instruction) -> float:
             total += user.bytes if user.operands[0] == value.name else 0.0
         elif user.opcode in VIEWS:
             total += _read_of(module, inside, user)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
-            continue  # written in place
+        elif user.opcode == "dynamic-update-slice" and user.operands[1] != value.name:
+            continue  # written in place, or where to
         elif user.opcode == "fusion":
             inner = module[user.called("calls") or ""]
             total += read(module, inner, user.operands.index(value.name))

@@ -1,0 +1,99 @@
+"""The planner's door: what it refuses at once, and a plan by the real compilers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxlm import plan
+from jaxlm.core.errors import UserError
+
+CONFIG = "--config=configs/pretrain_gpt.py:tiny"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([CONFIG], "--topology is missing"),
+        (["--topology=v5p:4x4x4"], "--config is missing"),
+        ([CONFIG, "--topology=v5q:4x4x4"], "nearest: v5p"),
+        ([CONFIG, "--topology=v5p:4x4"], "multiples of 4"),
+        ([CONFIG, "--topology=h100:8", "--price=2"], "--price: needs --tokens"),
+        ([CONFIG, "--topology=h100:8", "--tokens=-1"], "a number above 0"),
+        ([CONFIG, "--topology=h100:8", "--tokens=many"], "invalid _positive value"),
+        ([CONFIG, "--topology=h100:8", "--jobs=0"], "at least 1"),
+        ([CONFIG, "--topology=h100:8", "--workdir=x"], "--workdir: a plan writes"),
+        ([CONFIG, "--topology=h100:8", "--config.mesh.data=3"], "has 8"),
+        ([CONFIG, "--topology=h100:8", "--serach"], "nearest: --search"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, words):
+    with pytest.raises(UserError) as problem:
+        plan.main(arguments)
+    assert words in str(problem.value)
+
+
+def test_a_wrong_topology_is_answered_without_jax():
+    begin = time.monotonic()
+    code = (
+        "import sys\nfrom jaxlm import plan\nfrom jaxlm.core.errors import UserError\n"
+        f"try: plan.main([{CONFIG!r}, '--topology=v5p:4x4'])\n"
+        "except UserError: print('jax' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["False", "False"], done.stderr
+    assert time.monotonic() - begin < 30  # a second on a machine that is not busy
+
+
+def planned(tmp_path, monkeypatch, capsys, *arguments: str) -> dict:
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path))
+    plan.main([CONFIG, "--json", "--jobs=1", *arguments])
+    return json.loads(capsys.readouterr().out)
+
+
+def installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def test_a_missing_compiler_says_what_to_install(tmp_path, monkeypatch, capsys):
+    if installed("libtpu"):
+        pytest.skip("libtpu is installed: nothing is missing")
+    with pytest.raises(UserError, match=r"pip install 'jaxlm\[plan-tpu\]'"):
+        planned(tmp_path, monkeypatch, capsys, "--topology=v5e:2x2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not installed("libtpu"), reason="needs jaxlm[plan-tpu]: libtpu")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_tpu_s_step_is_planned_and_kept(tmp_path, monkeypatch, capsys):
+    arguments = "--topology=v5e:2x2", "--config.mesh.data=1", "--config.mesh.fsdp=-1"
+    found = planned(tmp_path, monkeypatch, capsys, *arguments)
+    assert found["fits"] and found["devices"] == 4
+    assert found["capacity_bytes"] > found["bytes_per_device"] > 0
+    assert 0 < found["mfu"] < 1 and found["step_seconds"] > 0
+    assert {each["axis"] for each in found["collectives"]} >= {"fsdp"}
+    again = planned(tmp_path, monkeypatch, capsys, *arguments)
+    assert again == found  # read back, compile seconds and all
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not installed("jax_plugins.xla_cuda12"), reason="needs jaxlm[plan-gpu]: CUDA plugin"
+)
+def test_a_gpu_s_step_is_planned(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "program.hlo"
+    arguments = "--topology=h100:2x4", "--config.mesh.tensor=2", f"--hlo={path}"
+    found = planned(tmp_path, monkeypatch, capsys, *arguments)
+    assert found["fits"] and found["mesh"]["data"] == 4
+    assert {"data", "tensor"} <= {each["axis"] for each in found["collectives"]}
+    assert path.read_text().startswith("HloModule")
