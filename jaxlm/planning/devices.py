@@ -42,11 +42,11 @@ class Device:
 # TPU: "bidirectional ICI bandwidth per chip" of the sheet, over two directions and the
 # links of a chip (4 in a 2D torus, 6 in a 3D one); DCN in Gbit/s of the sheet over 8.
 # ``clock`` (Hz): peak FLOP/s over 2 * 128 * 128 (v6e on: 2 * 256 * 256) and the MXUs of
-# the sheet. ``memory`` is what the compiler takes for its limit: the message of a
-# program that does not fit names it (v5e: 15.75 GiB of 16).
+# the sheet. ``memory`` is what the compiler of libtpu 0.0.42.1 takes for its limit, by
+# its message of a program that does not fit (v5e: 15.75 GiB of 16).
 _TPUS = (
     Device(
-        "v4", "tpu", 275e12, int(31.75 * GIB), 1228e9, 50e9, 6.25e9, 3, 4,
+        "v4", "tpu", 275e12, int(30.75 * GIB), 1228e9, 50e9, 6.25e9, 3, 4,
         f"{TPU_DOCS}/v4", clock=1.05e9,
     ),
     Device(
@@ -62,7 +62,7 @@ _TPUS = (
         f"{TPU_DOCS}/v6e", clock=1.75e9,
     ),
     Device(
-        "tpu7x", "tpu", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 100e9, 6.25e9, 3, 4,
+        "tpu7x", "tpu", 2307e12 / 2, int(94.75 * GIB), 7380e9 / 2, 100e9, 6.25e9, 3, 4,
         f"{TPU_DOCS}/tpu7x", clock=2.2e9, cores=2,
     ),
 )  # fmt: skip

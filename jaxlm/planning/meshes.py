@@ -64,6 +64,8 @@ def _devices(topology: Topology) -> list[Any]:
         # libtpu wants three, of a plane too.
         wrap = (*topology.wraps, False)[:3]
         options = {"wrap": wrap} if any(wrap) else {}
+        if topology.device.name == "v4":  # its two cores as one device, as Cloud has it
+            options["chip_config_name"] = "megacore"
         if topology.slices > 1:
             options["num_slices"] = topology.slices
     else:

@@ -28,7 +28,7 @@ class Trial:
         """One line: what came of it."""
         if self.plan is None:
             return f"refused: {self.refused}"
-        size = f"{gib(self.plan.reserved)} of {gib(self.plan.capacity)}"
+        size = f"{gib(self.plan.needed)} of {gib(self.plan.capacity)}"
         if not self.plan.fits:
             return f"does not fit, {size}"
         return f"fits, {size}; MFU {self.plan.mfu:.1%}, {self.plan.step_seconds:.4g} s"
@@ -39,7 +39,7 @@ class Trial:
         found: dict[str, Any] = {"overrides": list(self.overrides)}
         if plan is None:
             return found | {"refused": self.refused}
-        found |= {"fits": plan.fits, "bytes_per_device": plan.reserved}
+        found |= {"fits": plan.fits, "bytes_per_device": plan.needed}
         if plan.fits:
             found |= {"mfu": plan.mfu, "step_seconds": plan.step_seconds}
         return found

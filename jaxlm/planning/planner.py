@@ -62,7 +62,7 @@ def plan(wanted: Wanted, say: Say) -> Outcome:
     config = wanted.configure(())
     tried = run(wanted, remedies(config, wanted.topology), say)
     useful = [each for each in tried if each.plan is not None]
-    useful.sort(key=lambda each: (not each.plan.fits, each.plan.reserved))  # pyright: ignore
+    useful.sort(key=lambda each: (not each.plan.fits, each.plan.needed))  # pyright: ignore
     return Outcome(trial.plan, trials=useful[:HELP])
 
 
@@ -91,7 +91,7 @@ def _rank(trial: Trial) -> tuple[int, float]:
     if trial.plan is None:
         return 2, 0.0
     if not trial.plan.fits:
-        return 1, float(trial.plan.reserved)
+        return 1, float(trial.plan.needed)
     return 0, -trial.plan.tokens_per_second
 
 

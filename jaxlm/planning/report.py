@@ -43,33 +43,35 @@ def head(plan: Plan) -> list[str]:
 
 def memory(plan: Plan) -> list[str]:
     facts = plan.facts
+    verdict = "fits" if plan.fits else "does NOT fit"
+    lines = [
+        f"{verdict}: {gib(plan.needed)} of {gib(plan.capacity)} for each device"
+        f" ({plan.needed / plan.capacity:.0%})"
+    ]
+    if not plan.fits:
+        lines[0] += f", {gib(plan.needed - plan.capacity)} too much"
     if plan.compiled.exhausted:
-        over = plan.reserved - plan.capacity
-        if not plan.reserved:
-            return [f"does NOT fit; the compiler says: {plan.compiled.exhausted[:300]}"]
+        if not plan.needed:
+            lines = [f"does NOT fit; the compiler: {plan.compiled.exhausted[:300]}"]
         return [
-            f"does NOT fit: the compiler needs {gib(plan.reserved)} of"
-            f" {gib(plan.capacity)} for each device, {gib(over)} too much",
+            *lines,
             f"  arguments {gib(plan.arguments)} (parameters"
             f" {gib(facts['parameter_bytes'])}, optimizer"
             f" {gib(facts['optimizer_bytes'])}, batch {gib(facts['batch_bytes'])})",
         ]
     sizes = facts["memory"]
-    verdict = "fits" if plan.fits else "does NOT fit"
-    lines = [
-        f"{verdict}: {gib(plan.reserved)} of {gib(plan.capacity)} for each device"
-        f" ({plan.reserved / plan.capacity:.0%})",
+    marks = [" <- compared with the chip" * each for each in (plan.by_peak, True)]
+    lines += [
         f"  arguments {gib(sizes['argument'])} (parameters"
         f" {gib(facts['parameter_bytes'])}, optimizer {gib(facts['optimizer_bytes'])},"
         f" batch {gib(facts['batch_bytes'])})",
         f"  temporaries {gib(sizes['temp'])}, outputs {gib(sizes['output'])}, of which"
         f" {gib(sizes['alias'])} take the arguments' place, code"
         f" {gib(sizes['generated_code'])}",
-        "  compared with the chip: arguments + temporaries + outputs - aliased, which"
-        " the runtime sets aside;",
-        f"  the compiler's peak, the most that lives at a time: {gib(plan.peak)}"
-        if plan.peak
-        else "  this compiler gives no peak of its own",
+        f"  the most that lives at a time, the compiler's peak: {gib(plan.peak)}"
+        f"{marks[0]}",
+        f"  arguments + temporaries + outputs - aliased: {gib(plan.reserved)}"
+        f"{'' if plan.by_peak else marks[1]}",
         "  largest arrays:",
     ]
     lines += [

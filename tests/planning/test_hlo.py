@@ -17,9 +17,7 @@ def only(lines: str, before: str = "", name: str = "y"):
 
 
 def test_a_type_knows_sizes_and_where_it_lies():
-    text = (
-        "(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[], s4[3]{0}, f8e4m3fn[5])"
-    )
+    text = "(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[], s4[3]{0}, f8e5m2[5])"
     found = read_arrays(text)
     assert found == (
         Array("bf16", (8, 128), 1),

@@ -1,0 +1,149 @@
+"""The table of docs/planning.md, made again by the compilers.
+
+python tools/plan_table.py                 all; what was compiled before is read back
+python tools/plan_table.py bert-large-v5e  one of them
+python tools/plan_table.py --table         the table alone, of what docs/plans.json has
+
+Needs jaxlm[plan-tpu] and jaxlm[plan-gpu]. Each case is planned by the door, in a
+process of its own, and its figures go into docs/plans.json as soon as they are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxlm.core.files import atomic_write_json, atomic_write_text, read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+PLANS, PAGE = ROOT / "docs" / "plans.json", ROOT / "docs" / "planning.md"
+BEGIN, END = "<!-- plans: begin -->", "<!-- plans: end -->"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config on a topology, and what of the config is changed for it."""
+
+    config: str
+    topology: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        changes = [f"--config.{change}" for change in self.changes]
+        return [
+            f"--config=configs/{self.config}",
+            f"--topology={self.topology}",
+            *changes,
+        ]
+
+
+BERT, GPT = "pretrain_bert.py", "pretrain_gpt.py"
+CASES = {
+    "bert-large-v5e": Case(f"{BERT}:large", "v5e:16x16", ("train.batch_size=4096",)),
+    "gpt2-1.5b-h100": Case(f"{GPT}:1.5b", "h100:8", ("train.accumulation=8",)),
+    "7b-v5p": Case(f"{GPT}:7b", "v5p:4x4x4", ("train.batch_size=256",)),
+    "7b-h100": Case(
+        f"{GPT}:7b", "h100:8", ("train.batch_size=128", "train.accumulation=8")
+    ),
+    "7b-h200": Case(f"{GPT}:7b", "h200:4x8", ("train.batch_size=128",)),
+    "70b-v5p": Case(f"{GPT}:70b", "v5p:8x8x8", ("train.batch_size=1024",)),
+    "70b-h100": Case(f"{GPT}:70b", "h100:32x8", ("train.batch_size=512",)),
+}
+
+
+def main() -> None:
+    """Plan what is asked for, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[*CASES, []], default=[])
+    parser.add_argument("--table", action="store_true", help="plan nothing")
+    known = parser.parse_args()
+    plans = read_json(PLANS) if PLANS.exists() else {}
+    for name in [] if known.table else known.names or CASES:
+        print(f"{name}: {' '.join(CASES[name].arguments)}", flush=True)
+        plans[name] = planned(CASES[name])
+        atomic_write_json(PLANS, {each: plans[each] for each in CASES if each in plans})
+    write_table(plans)
+
+
+def planned(case: Case) -> dict[str, Any]:
+    """What the door says of a case, less what only a program's reader wants."""
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "jaxlm.plan", "--json", "--jobs=1"]
+    done = subprocess.run(
+        [*command, *case.arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"the plan failed with code {done.returncode}")
+    found = json.loads(done.stdout)
+    found["seconds"] = round(time.monotonic() - begin, 1)
+    found["changes"] = list(case.changes)
+    kept = found.pop("collectives", [])
+    found["exposed"] = exposed(kept)
+    return found
+
+
+def exposed(collectives: list[dict[str, Any]]) -> dict[str, float]:
+    """Exposed seconds by kind and axis, the most first."""
+    sums: dict[str, float] = {}
+    for each in collectives:
+        name = f"{each['kind']} over {each['axis']}"
+        sums[name] = sums.get(name, 0.0) + each["exposed"]
+    ranked = sorted(sums.items(), key=lambda item: -item[1])
+    return {name: round(seconds, 5) for name, seconds in ranked if seconds > 0}
+
+
+def write_table(plans: dict[str, Any]) -> None:
+    """Between the marks in docs/planning.md."""
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    atomic_write_text(PAGE, f"{before}{BEGIN}\n{table(plans)}\n{END}{after}")
+
+
+def table(plans: dict[str, Any]) -> str:
+    """One line a case."""
+    lines = [
+        "| config | machines | changed | bytes of a device | compiled in | beyond the"
+        " model's FLOPs | step | MFU | tokens/s | most that is exposed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, case in CASES.items():
+        if name in plans:
+            lines.append(row(case, plans[name]))
+    return "\n".join(lines)
+
+
+def row(case: Case, plan: dict[str, Any]) -> str:
+    """A line of the table."""
+    size = f"{plan['bytes_per_device'] / GIB:.1f} of {plan['capacity_bytes'] / GIB:.1f}"
+    cells = [
+        f"`{case.config}`",
+        f"`{case.topology}`",
+        ", ".join(f"`{change}`" for change in plan["changes"]),
+        f"{size} GiB",
+        f"{plan['compile_seconds']:.0f} s",
+    ]
+    if not plan["fits"]:
+        return "| " + " | ".join([*cells, "does not fit", *[""] * 4]) + " |"
+    step = plan["step_seconds"]
+    most = next(iter(plan["exposed"].items()), ("nothing", 0.0))
+    cells += [
+        f"{plan['recompute_overhead']:+.0%}",
+        f"{step:.3g} s",
+        f"{plan['mfu']:.1%}",
+        f"{plan['tokens_per_second']:,.0f}",
+        f"{most[0]}, {most[1] / step:.1%} of the step",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
