@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 import re
 
-from jaxlm.planning.hlo import Computation, Instruction
+from jaxlm.planning.hlo import Computation, Instruction, Module
 
 PALLAS = ("tpu_custom_call", "mosaic_gpu", "mosaic_gpu_v2", "__gpu$xla.gpu.triton")
 SPLASH = {"fwd": 2, "dkv": 4, "dq": 3, "fused_bwd": 5}
 """Products in a kernel of splash attention, by the part of its name."""
+_WHOLE = 2
+"""In a mask of blocks: 1 is a block of which a part is computed, 2 a whole one."""
 
 
 def target(each: Instruction) -> str:
@@ -25,7 +27,7 @@ def target(each: Instruction) -> str:
     return found[1] if found else ""
 
 
-def kernel_flops(inside: Computation, each: Instruction) -> float:
+def kernel_flops(module: Module, inside: Computation, each: Instruction) -> float:
     """FLOPs of a custom call; 0 of one that is no product (see ``is_unknown``)."""
     name = target(each)
     if name.startswith("__cublas$"):
@@ -37,7 +39,7 @@ def kernel_flops(inside: Computation, each: Instruction) -> float:
         if stated:
             return float(stated[1])
         count = _splash_products(each)
-        return count * _splash_product(inside, each) if count else 0.0
+        return count * _splash_product(module, inside, each) if count else 0.0
     return 0.0
 
 
@@ -93,7 +95,7 @@ def _splash_products(each: Instruction) -> int:
     return 0
 
 
-def _splash_product(inside: Computation, each: Instruction) -> float:
+def _splash_product(module: Module, inside: Computation, each: Instruction) -> float:
     """FLOPs of one product of queries and keys, over the blocks that the mask keeps."""
     big = [
         inside.arrays(each, place)[0]
@@ -103,18 +105,34 @@ def _splash_product(inside: Computation, each: Instruction) -> float:
     query, key = [array for array in big if len(array.dims) == 4][:2]
     B, H, S, K = query.dims
     T = key.dims[2]
-    return 2.0 * B * H * S * T * K * _kept_blocks(inside, each)
+    return 2.0 * B * H * S * T * K * _kept_blocks(module, inside, each)
 
 
-def _kept_blocks(inside: Computation, each: Instruction) -> float:
+def _kept_blocks(module: Module, inside: Computation, each: Instruction) -> float:
     """The share of blocks that are computed: by the mask of blocks, its second operand.
 
     s8[heads or 1, blocks of queries, blocks of keys]; 0 is a block that is left out.
+    Where the mask came through copies or a loop, it is the constant of that shape that
+    can be one; all blocks, where none or several can.
     """
-    mask = inside.instructions.get(each.operands[1])
-    if mask is None or mask.opcode != "constant" or mask.arrays[0].dtype != "s8":
+    found = inside.instructions.get(each.operands[1])
+    if found is None or not found.arrays or found.arrays[0].dtype != "s8":
         return 1.0
-    values = [int(value) for value in re.findall(r"-?\d+", mask.literal)]
-    if len(values) != mask.arrays[0].size:
-        return 1.0
-    return sum(value > 0 for value in values) / len(values)
+    array = found.arrays[0]
+    alike = [found] if found.opcode == "constant" else _constants(module)
+    shares = set()
+    for constant in alike:
+        values = [int(value) for value in re.findall(r"-?\d+", constant.literal)]
+        same = constant.arrays[0].dims == array.dims and len(values) == array.size
+        if same and max(values) <= _WHOLE and values[0]:
+            shares.add(sum(value > 0 for value in values) / len(values))
+    return shares.pop() if len(shares) == 1 else 1.0
+
+
+def _constants(module: Module) -> list[Instruction]:
+    return [
+        each
+        for computation in module.computations.values()
+        for each in computation
+        if each.opcode == "constant" and each.arrays and each.arrays[0].dtype == "s8"
+    ]

@@ -30,7 +30,7 @@ def flops(module: Module, inside: Computation, each: Instruction) -> float:
     if each.opcode == "convolution":
         return convolution_flops(inside, each)
     if each.opcode == "custom-call":
-        return kernel_flops(inside, each)
+        return kernel_flops(module, inside, each)
     if each.opcode in ("fusion", "async-start"):
         name = each.called("calls")
         if name is None or name not in module.computations:
@@ -234,5 +234,13 @@ def inner_sizes(inside: Computation, each: Instruction) -> tuple[int, ...]:
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.rest)
     if each.opcode != "convolution" or labels is None:
         return ()
-    right = inside.arrays(each, 1)[0].dims
-    return right[labels[2].index("i")], right[labels[2].index("o")]
+    left, right = (inside.arrays(each, place)[0].dims for place in (0, 1))
+    out = each.arrays[0].dims
+    contracted, columns = right[labels[2].index("i")], right[labels[2].index("o")]
+    for label in filter(str.isdigit, labels[1]):
+        had, made = left[labels[1].index(label)], out[labels[3].index(label)]
+        if had == 1:  # heads, which the kernel has: they are columns, too
+            columns *= made
+        elif made == 1:
+            contracted *= had
+    return contracted, columns

@@ -34,27 +34,29 @@ SPLASH = (
 def instruction(lines: str):
     module = parse(entry(lines))
     inside = module[module.entry]
-    return inside, inside["y"]
+    return module, inside, inside["y"]
 
 
 @pytest.mark.parametrize(
     ("target", "products"), [("fmhaSoftmax", 2), ("fmhaSoftmaxBackward", 5)]
 )
 def test_cudnn_s_attention_is_two_products_forward_and_five_backward(target, products):
-    inside, each = instruction(CUDNN.replace('fmhaSoftmax"', f'{target}"'))
+    module, inside, each = instruction(CUDNN.replace('fmhaSoftmax"', f'{target}"'))
     whole = products * 2 * 2 * 16 * 1024 * 1024 * 64
-    assert kernel_flops(inside, each) == pytest.approx(whole / 2, rel=1e-3)
-    inside, each = instruction(
+    assert kernel_flops(module, inside, each) == pytest.approx(whole / 2, rel=1e-3)
+    module, inside, each = instruction(
         CUDNN.replace('fmhaSoftmax"', f'{target}"').replace("CAUSAL", "PADDING")
     )
-    assert kernel_flops(inside, each) == whole
+    assert kernel_flops(module, inside, each) == whole
     assert is_attention(each) and not is_unknown(each)
 
 
 def test_a_sliding_window_leaves_the_pairs_in_it():
-    inside, each = instruction(CUDNN.replace('length": 0', 'length": 256'))
+    module, inside, each = instruction(CUDNN.replace('length": 0', 'length": 256'))
     seen = sum(min(place + 1, 256) for place in range(1024))
-    assert kernel_flops(inside, each) == pytest.approx(2 * 2 * 2 * 16 * 64 * seen)
+    assert kernel_flops(module, inside, each) == pytest.approx(
+        2 * 2 * 2 * 16 * 64 * seen
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,32 +68,44 @@ def test_a_sliding_window_leaves_the_pairs_in_it():
     ],
 )
 def test_splash_attention_computes_the_blocks_that_its_mask_keeps(name, products):
-    inside, each = instruction(SPLASH.replace("NAME", name))
+    module, inside, each = instruction(SPLASH.replace("NAME", name))
     product = 2 * 2 * 8 * 2048 * 2048 * 128
-    assert kernel_flops(inside, each) == products * product * 10 / 16
+    assert kernel_flops(module, inside, each) == products * product * 10 / 16
     assert is_attention(each) and not is_unknown(each)
+
+
+def test_a_mask_that_came_by_a_copy_is_found():
+    text = SPLASH.replace("NAME", "splash_mha_fwd_segmented_residuals")
+    text = text.replace("(%next, %mask,", "(%next, %copied,").replace(
+        "  %y =", "  %copied = s8[1,4,4]{2,1,0} copy(%mask)\n  %y ="
+    )
+    product = 2 * 2 * 8 * 2048 * 2048 * 128
+    assert kernel_flops(*instruction(text)) == 2 * product * 10 / 16
 
 
 def test_a_fused_backward_kernel_has_five_products():
     text = SPLASH.replace("NAME", "splash_mha_dkv_segmented_no_residuals")
-    inside, each = instruction(text.replace("false", "true"))
-    assert kernel_flops(inside, each) == 5 * 2 * 2 * 8 * 2048 * 2048 * 128 * 10 / 16
+    module, inside, each = instruction(text.replace("false", "true"))
+    assert (
+        kernel_flops(module, inside, each)
+        == 5 * 2 * 2 * 8 * 2048 * 2048 * 128 * 10 / 16
+    )
 
 
 def test_a_kernel_nobody_knows_says_so():
     lines = SPLASH.replace("NAME", "my_kernel")
-    inside, each = instruction(lines)
-    assert is_unknown(each) and kernel_flops(inside, each) == 0
+    module, inside, each = instruction(lines)
+    assert is_unknown(each) and kernel_flops(module, inside, each) == 0
     stated = lines + ', backend_config={"cost_estimate":{"flops":"12345"}}'
-    inside, each = instruction(stated)
-    assert not is_unknown(each) and kernel_flops(inside, each) == 12345
+    module, inside, each = instruction(stated)
+    assert not is_unknown(each) and kernel_flops(module, inside, each) == 12345
 
 
 def test_cublas_multiplies_what_its_config_contracts():
-    inside, each = instruction(
+    module, inside, each = instruction(
         "  %a = bf16[128,64]{1,0} parameter(0)\n  %b = bf16[64,32]{1,0} parameter(1)\n"
         "  %y = (bf16[128,32]{1,0}, s8[4194304]{0}) custom-call(%a, %b),"
         ' custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
         '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}'
     )
-    assert kernel_flops(inside, each) == 2 * 128 * 64 * 32
+    assert kernel_flops(module, inside, each) == 2 * 128 * 64 * 32
