@@ -120,7 +120,9 @@ class Plan:
 
     @cached_property
     def module(self) -> Module:
-        return parse(self.compiled.program)
+        module = parse(self.compiled.program)
+        module.causal = self.facts["causal"]
+        return module
 
     @cached_property
     def timeline(self) -> Timeline:

@@ -132,6 +132,8 @@ class Module:
 
     computations: dict[str, Computation]
     entry: str
+    causal: bool = False
+    """Of the model, whose text does not say it: what some kernels leave out by it."""
 
     def __getitem__(self, name: str) -> Computation:
         return self.computations[name]

@@ -4,7 +4,8 @@ The operands of a kernel tell: those of cuBLAS its product's dimensions, those o
 attention the shapes of queries and keys. FlashAttention is two products forward and
 five backward (arXiv:2205.14135, algorithms 1 and 4). Splash attention, Pallas's for
 TPUs, has a backward pass of one kernel with these five, or of two that share nothing:
-four products for keys and values, three for queries.
+four products for keys and values, three for queries. Pallas's attention for GPUs does
+these seven in one kernel.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from jaxlm.planning.hlo import Computation, Instruction, Module
 PALLAS = ("tpu_custom_call", "mosaic_gpu", "mosaic_gpu_v2", "__gpu$xla.gpu.triton")
 SPLASH = {"fwd": 2, "dkv": 4, "dq": 3, "fused_bwd": 5}
 """Products in a kernel of splash attention, by the part of its name."""
+MHA = {"mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7}
+"""The same of Pallas's attention for GPUs, by the name of its kernel."""
 _WHOLE = 2
 """In a mask of blocks: 1 is a block of which a part is computed, 2 a whole one."""
 
@@ -38,6 +41,8 @@ def kernel_flops(module: Module, inside: Computation, each: Instruction) -> floa
         stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.rest)
         if stated:
             return float(stated[1])
+        if (count := _mha_products(each)) is not None:
+            return count * _mha_product(module, inside, each)
         count = _splash_products(each)
         return count * _splash_product(module, inside, each) if count else 0.0
     return 0.0
@@ -47,14 +52,15 @@ def is_unknown(each: Instruction) -> bool:
     """Whether a kernel's FLOPs cannot be told: what is said of it, then, is too low."""
     if each.opcode != "custom-call" or target(each) not in PALLAS:
         return False
-    return not _splash_products(each) and '"cost_estimate"' not in each.rest
+    known = _splash_products(each) or _mha_products(each) is not None
+    return not known and '"cost_estimate"' not in each.rest
 
 
 def is_attention(each: Instruction) -> bool:
     """Whether a custom call is a kernel of attention."""
     name = target(each)
     return name.startswith("__cudnn$fmha") or (
-        name in PALLAS and _splash_products(each) > 0
+        name in PALLAS and bool(_splash_products(each) or _mha_products(each))
     )
 
 
@@ -82,6 +88,19 @@ def _cudnn_attention(inside: Computation, each: Instruction, count: int) -> floa
             window = int(reach[1])
             share = (window - window * (window - 1) / (2 * S)) / T
     return count * 2.0 * B * H * S * T * size * share
+
+
+def _mha_products(each: Instruction) -> int | None:
+    """None of a kernel that is none of these."""
+    parts = each.op_name.split("/")
+    return next((count for part, count in MHA.items() if part in parts), None)
+
+
+def _mha_product(module: Module, inside: Computation, each: Instruction) -> float:
+    """FLOPs of one product of queries and keys [B, S, H, K], half where causal."""
+    B, S, H, K = inside.arrays(each, 0)[0].dims
+    T = inside.arrays(each, 1)[0].dims[1]
+    return 2.0 * B * H * S * T * K * (0.5 if module.causal else 1.0)
 
 
 def _splash_products(each: Instruction) -> int:

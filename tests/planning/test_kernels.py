@@ -109,3 +109,21 @@ def test_cublas_multiplies_what_its_config_contracts():
         '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}'
     )
     assert kernel_flops(module, inside, each) == 2 * 128 * 64 * 32
+
+
+@pytest.mark.parametrize(
+    ("name", "products"),
+    [("mha_forward", 2), ("mha_preprocess_backward", 0), ("mha_backward", 7)],
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_pallas_attention_on_a_gpu_leaves_out_what_is_hidden(name, products, causal):
+    module, inside, each = instruction(
+        "  %q = bf16[4,512,8,64]{3,2,1,0} parameter(0)\n"
+        "  %y = bf16[4,512,8,64]{3,2,1,0} custom-call(%q, %q, %q),"
+        ' custom_call_target="__gpu$xla.gpu.triton", metadata={op_name='
+        f'"jit(step)/attention/jit(mha)/{name}/pallas_call"}}, backend_config={{x}}'
+    )
+    module.causal = causal
+    product = 2 * 4 * 8 * 512 * 512 * 64 * (0.5 if causal else 1)
+    assert kernel_flops(module, inside, each) == products * product
+    assert not is_unknown(each)
