@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from jaxlm.core.schema import leaves
 from jaxlm.planning.topology import Topology
 
-REMAT = ("none", "dots", "block")
-"""``config.model.remat``, from the least that is computed again to the most."""
+REMAT = ("none", "dots", "block", "offload")
+"""``config.model.remat``, from the fastest to the least memory; those there are."""
+RECOMPUTED = {"none": 0.0, "dots": 0.1, "block": 0.3, "offload": 0.35}
+"""About how much slower they are."""
 TENSOR = (1, 2, 4, 8)
 MOST_MICROBATCHES = 256
 
@@ -16,9 +22,9 @@ MOST_MICROBATCHES = 256
 def remedies(config: Any, topology: Topology) -> list[tuple[str, ...]]:
     """Single changes, and some together, that make a step need less memory."""
     found: list[tuple[str, ...]] = []
-    remat = remat_of(config)
-    if remat != "block":
-        found.append((remat_override("block"),))
+    remat, choices = config.model.remat, remat_choices(config)
+    less = [each for each in choices if REMAT.index(each) > REMAT.index(remat)]
+    found += [(remat_override(each),) for each in less[-2:]]
     more = microbatches(config, topology)
     accumulation = config.train.accumulation
     larger = [each for each in more if each > accumulation]
@@ -26,36 +32,69 @@ def remedies(config: Any, topology: Topology) -> list[tuple[str, ...]]:
     sizes = config.mesh.sizes
     if sizes["fsdp"] != -1 and sizes["fsdp"] < topology.devices:
         found.append(mesh_overrides(fsdp=-1, data=1))
-    if larger and remat != "block":
-        found.append((remat_override("block"), accumulation_override(larger[-1])))
+    if larger and less:
+        found.append((remat_override(less[-1]), accumulation_override(larger[-1])))
     if topology.devices % 2 == 0:
         found.append(mesh_overrides(data=1, fsdp=-1, tensor=2))
     return list(dict.fromkeys(found))
 
 
-def variants(config: Any, topology: Topology) -> list[tuple[str, ...]]:
-    """What a search compiles, the likeliest first: the config as it is before all.
+@dataclass(frozen=True)
+class Variant:
+    """One of a search's configurations, and what it is likely to need and to cost."""
 
-    Fewer microbatches and less that is computed again are faster, where they fit;
-    parameters split over all devices by fsdp are the usual start (Zhao et al., 2023,
-    arXiv:2304.11277), tensor parallelism the usual next.
+    overrides: tuple[str, ...]
+    bytes: float
+    slowness: float
+
+
+def variants(
+    config: Any, topology: Topology, facts: Mapping[str, Any], capacity: float
+) -> list[tuple[str, ...]]:
+    """What a search compiles, the likeliest first, of what is likely to fit.
+
+    ``facts`` are those of the config as it is, once compiled. Less that is computed
+    again is faster, then fewer microbatches; parameters split over all devices by fsdp
+    are the usual start (Zhao et al., 2023, arXiv:2304.11277).
     """
-    found: list[tuple[str, ...]] = [()]
-    meshes = mesh_choices(topology)
+    choices = remat_choices(config)
     counts = microbatches(config, topology)
-    ranked = sorted(
-        product(range(len(meshes)), range(len(counts)), range(len(REMAT))),
-        key=lambda each: (each[0] + each[1] + (len(REMAT) - 1 - each[2]), each),
-    )
-    for mesh, count, remat in ranked:
-        found.append(
-            (
-                *meshes[mesh],
-                accumulation_override(counts[count]),
-                remat_override(REMAT[remat]),
-            )
+    found = [
+        Variant(
+            (*mesh, accumulation_override(count), remat_override(remat)),
+            likely_bytes(facts, topology, count, remat, tensor_of(mesh)),
+            RECOMPUTED[remat] + 0.02 * math.log2(count) + 0.05 * place,
         )
-    return list(dict.fromkeys(found))
+        for (place, mesh), count, remat in product(
+            enumerate(mesh_choices(topology)), counts, choices
+        )
+    ]
+    small = [each for each in found if each.bytes < capacity]
+    small.sort(key=lambda each: each.slowness)
+    least = sorted(found, key=lambda each: each.bytes)  # where nothing seems to fit
+    return [each.overrides for each in small or least]
+
+
+def likely_bytes(
+    facts: Mapping[str, Any],
+    topology: Topology,
+    microbatches: int,
+    remat: str,
+    tensor: int,
+) -> float:
+    """A rough guess of a device's bytes: which candidates to compile, nothing else.
+
+    The state and its gradient; what each layer keeps of each token, in two bytes a
+    number; one layer whole; the logits and their gradient in fp32.
+    """
+    tokens = facts["tokens_per_step"] / topology.devices * tensor / microbatches
+    width, inner = facts["width"], facts["mlp_width"] / tensor
+    whole = 2 * (10 * width + 3 * inner)
+    kept = {"none": whole, "dots": 2 * (5 * width + 1.5 * inner), "block": 2 * width}
+    layers = facts["layers"] * kept.get(remat, 0.0)
+    logits = 8 * facts["outputs"] / tensor
+    state = facts["optimizer_bytes"] + 2 * facts["parameter_bytes"]
+    return state + tokens * (layers + whole + logits)
 
 
 def mesh_choices(topology: Topology) -> list[tuple[str, ...]]:
@@ -85,8 +124,15 @@ def microbatches(config: Any, topology: Topology) -> list[int]:
     return found
 
 
-def remat_of(config: Any) -> str:
-    return config.model.remat
+def tensor_of(mesh: tuple[str, ...]) -> int:
+    """The size of the axis ``tensor`` in overrides of a mesh."""
+    return next(int(each.partition("=")[2]) for each in mesh if ".tensor=" in each)
+
+
+def remat_choices(config: Any) -> list[str]:
+    """What ``config.model.remat`` may be, from the fastest on."""
+    allowed = leaves(type(config))["model.remat"].rule.choices or ()
+    return [each for each in REMAT if each in allowed]
 
 
 def remat_override(value: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.core.errors import UserError
-from jaxlm.planning.candidates import remedies, variants
+from jaxlm.planning.candidates import mesh_choices, remedies, variants
 from jaxlm.planning.compiling import Build, Compilation, Job
 from jaxlm.planning.estimate import Plan
 from jaxlm.planning.outcome import Outcome, Trial
@@ -72,10 +72,14 @@ def search(wanted: Wanted, say: Say) -> Outcome:
     Raises:
       UserError: nothing fits.
     """
-    config = wanted.configure(())
-    chosen = variants(config, wanted.topology)[:COMPILED]
+    config, topology = wanted.configure(()), wanted.topology
+    tried = run(wanted, [()], say)
+    first = tried[0].plan
+    if first is None:
+        raise UserError(tried[0].refused)
+    chosen = variants(config, topology, first.facts, first.capacity)[:COMPILED]
     say(f"searching: {len(chosen)} configurations are compiled")
-    tried = run(wanted, chosen, say)
+    tried += run(wanted, chosen, say)
     ranked = sorted(tried, key=_rank)
     best = ranked[0]
     if best.plan is None or not best.plan.fits:
@@ -84,6 +88,22 @@ def search(wanted: Wanted, say: Say) -> Outcome:
             + "; ".join(f"{each.text}: {each.line}" for each in ranked[:3])
         )
     return Outcome(best.plan, best.overrides, ranked, searched=True)
+
+
+def choose_mesh(wanted: Wanted, say: Say) -> dict[str, int]:
+    """The sizes of the fastest mesh that fits, all else being as the config has it.
+
+    Raises:
+      UserError: none fits.
+    """
+    tried = run(wanted, mesh_choices(wanted.topology), say)
+    best = min(tried, key=_rank)
+    if best.plan is None or not best.plan.fits:
+        raise UserError(
+            f"config.mesh.layout: auto finds no mesh of {wanted.topology.text} on which"
+            f" the step fits; the nearest: {best.text}: {best.line}"
+        )
+    return dict(best.plan.facts["mesh"])
 
 
 def _rank(trial: Trial) -> tuple[int, float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.schema import nearest
@@ -20,6 +21,13 @@ PARTS_OF_CUBE = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 LARGEST = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
 """Chips of the largest slice."""
 MOST_HOSTS = 4096
+
+
+KINDS = {
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p",
+    "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x",
+}  # fmt: skip
+"""What jax calls the chips (``device_kind``); the names of GPUs hold ours."""
 
 
 @dataclass(frozen=True)
@@ -140,3 +148,31 @@ def sizes_on(topology: Topology, sizes: Mapping[str, int]) -> dict[str, int]:
     for axis in rest:
         shape[axis] = count // fixed
     return shape
+
+
+def topology_here(devices: Sequence[Any]) -> Topology:
+    """That of the devices jax sees, so that a run can be planned where it begins.
+
+    Raises:
+      UserError: it is none that can be planned for.
+    """
+    kind, count = devices[0].device_kind, len(devices)
+    name = KINDS.get(kind)
+    if name is None:
+        words = kind.lower().replace("-", " ").split()
+        name = next((each for each in DEVICES if each in words), None)
+    if name is None:
+        raise UserError(
+            f"config.mesh.layout: auto cannot plan for {kind}; allowed are"
+            f" {', '.join(DEVICES)}; take manual, and sizes of config.mesh"
+        )
+    if not DEVICES[name].dimensions:
+        hosts = len({device.process_index for device in devices})
+        return parse_topology(f"{name}:{hosts}x{count // hosts}")
+    sides = [
+        max(device.coords[side] for device in devices) + 1
+        for side in range(DEVICES[name].dimensions)
+    ]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    text = f"{name}:{'x'.join(map(str, sides))}"
+    return parse_topology(f"{text}*{slices}" if slices > 1 else text)

@@ -7,6 +7,16 @@ from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.planning.candidates import microbatches, remedies, variants
 from jaxlm.planning.topology import parse_topology
 
+FACTS = {  # of Llama 7B on 8 devices
+    "tokens_per_step": 256 * 4096,
+    "width": 4096,
+    "mlp_width": 2 * 11008,
+    "layers": 32,
+    "outputs": 32000,
+    "optimizer_bytes": 6.7e9,
+    "parameter_bytes": 3.4e9,
+}
+
 
 def config(*overrides: str):
     chosen = [f"--config.{each}" for each in overrides]
@@ -17,13 +27,25 @@ def test_every_candidate_is_a_config():
     given = config("train.batch_size=256")
     for text in ("v5p:4x4x4", "h100:4x8", "v5e:16x16"):
         topology = parse_topology(text)
-        for each in [*variants(given, topology), *remedies(given, topology)]:
+        found = variants(given, topology, FACTS, 80e9)
+        assert found
+        for each in [*found, *remedies(given, topology)]:
             parse_overrides(ExperimentConfig, each)
             config("train.batch_size=256", *(one[9:] for one in each))
 
 
-def test_the_config_as_it_is_comes_first():
-    assert variants(config(), parse_topology("h100:8"))[0] == ()
+def test_what_is_likely_too_large_is_not_compiled():
+    topology = parse_topology("h100:8")
+    given = config("train.batch_size=256")
+    wide = variants(given, topology, FACTS, 1e15)[0]
+    assert "--config.model.remat=none" in wide
+    assert "--config.train.accumulation=1" in wide
+    narrow = variants(given, topology, FACTS, 80e9)
+    assert wide not in narrow
+    # Where nothing seems to fit, what needs least is tried first all the same.
+    none = variants(given, topology, FACTS, 1.0)
+    assert len(none) >= len(narrow)
+    assert "--config.train.accumulation=32" in none[0]
 
 
 def test_microbatches_divide_the_rows_of_each_device():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+from types import SimpleNamespace
+
 import pytest
 
 from jaxlm.core.errors import UserError
 from jaxlm.planning.devices import DEVICES
-from jaxlm.planning.topology import parse_topology, sizes_on
+from jaxlm.planning.topology import parse_topology, sizes_on, topology_here
 
 
 @pytest.mark.parametrize(
@@ -75,3 +78,27 @@ def test_a_device_has_its_sheet_and_plausible_figures(device):
     assert 1e14 < device.flops < 5e15
     assert 100 < device.flops / device.bandwidth < 1000  # FLOPs a byte
     assert device.network < device.link < device.bandwidth
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("TPU v5", "v5p:4x4x4"),
+        ("TPU v5 lite", "v5e:4x8"),
+        ("NVIDIA H100 80GB HBM3", "h100:2x8"),
+        ("NVIDIA A100-SXM4-80GB", "a100:1x4"),
+    ],
+)
+def test_a_machine_s_own_topology_is_known(kind, text):
+    wanted = parse_topology(text)
+    devices = [
+        SimpleNamespace(device_kind=kind, coords=place, process_index=place[0])
+        for place in product(*(range(side) for side in wanted.shape))
+    ]
+    found = topology_here(devices)
+    assert (found.device, found.shape) == (wanted.device, wanted.shape)
+
+
+def test_a_machine_that_cannot_be_planned_for_says_so():
+    with pytest.raises(UserError, match="auto cannot plan for cpu"):
+        topology_here([SimpleNamespace(device_kind="cpu")])
