@@ -18,13 +18,14 @@ from jaxlm.core import schema
 from jaxlm.experiment.config import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
-DOORS = ("api", "main", "evaluate", "predict", "export")
+DOORS = ("api", "main", "evaluate", "predict", "export", "plan")
 PACKAGES = {
     "core": "What every room shares; no room but this one is known here.",
     "data": "Sources to rows: formats, tokenizer, windows, plan, packing.",
     "models": "One Transformer, its families and heads, pretrained weights.",
     "tasks": "One file a task: encode, head, losses, decode, combine, score.",
     "train": "State, step, loop, checkpoints, evaluation, records and report.",
+    "planning": "A step compiled for machines that are not here, and its costs.",
     "experiment": "Config to objects to a run.",
 }
 

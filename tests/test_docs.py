@@ -49,6 +49,7 @@ def test_there_are_commands_of_every_door_and_links():
         "evaluate",
         "predict",
         "export",
+        "plan",
     }
     assert len(list(links())) > 20
 
@@ -57,7 +58,7 @@ def test_there_are_commands_of_every_door_and_links():
 def test_a_command_is_understood(page, door, arguments, capsys, monkeypatch, tmp_path):
     del page
     main = importlib.import_module(f"jaxlm.{door}").main
-    if door == "main":
+    if door in ("main", "plan"):
         monkeypatch.chdir(ROOT)
         main([*arguments, "--explain"])
         assert "config.train" in capsys.readouterr().out

@@ -38,6 +38,8 @@ FORMAT = 1
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 CONSTANT = re.compile(r"(= (?!s8)\w+\[[^ ]* constant\()[^)]{200,}\)")
 """A large constant in a program's text; those of s8 are masks of attention's blocks."""
+MADE = ("exhausted", "compile_seconds", "memory", "cost_analysis")
+"""The facts that only a compilation tells."""
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
 Build = Callable[[Any, Any], Any]
@@ -193,7 +195,9 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
     }
     if (folder / "facts.json").exists():
         kept = read_json(folder / "facts.json")
-        if kept.get("format") == FORMAT:
+        if kept.get("format") == FORMAT:  # what was not compiled may be said otherwise
+            facts |= {name: kept[name] for name in MADE if name in kept}
+            atomic_write_json(folder / "facts.json", facts)
             return folder
     stage("compiling")
     try:
