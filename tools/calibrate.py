@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.core.files import atomic_write_json, atomic_write_text, read_json
+from jaxlm.planning.topology import parse_topology
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, KEPT = ROOT / "docs" / "planning.md", ROOT / "docs" / "calibration.json"
@@ -117,15 +118,10 @@ def predicted(point: Point) -> dict[str, Any]:
         if point.model in MODELS:
             place = Path(folder) / point.model
             place.mkdir()
-            length = {
-                "max_position_embeddings": point.length,
-                "n_positions": point.length,
-            }
-            text = json.dumps(MODELS[point.model] | length)
+            names = ("max_position_embeddings", "n_positions")
+            text = json.dumps(MODELS[point.model] | dict.fromkeys(names, point.length))
             (place / "config.json").write_text(text)
             model = f"random:{place}"
-        from jaxlm.planning.topology import parse_topology
-
         rows = point.rows * parse_topology(point.topology).devices
         command = [
             sys.executable, "-m", "jaxlm.plan", "--json", "--jobs=1",
