@@ -151,6 +151,7 @@ def load(folder: Path) -> Compiled:
 def run_job(build: Build, job: Job, news: Connection) -> None:
     """In the new process: compile, keep, and tell how it goes."""
     meshes.prepare_environment()
+    os.dup2(2, 1)  # what compilers print is not what a door prints for machines
     try:
         news.send({"folder": str(_compile(build, job, news))})
     except UserError as problem:
