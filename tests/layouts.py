@@ -1,6 +1,6 @@
 """Small models of four families, trained over any layout of eight fake devices."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jaxlm.core import trees
 from jaxlm.core.mesh import Rules, make_mesh, replicated
 from jaxlm.core.schema import flatten
 from jaxlm.experiment.config import AXES, RulesConfig
+from jaxlm.models.backends import Need, choose
 from jaxlm.models.families import FAMILIES
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import LanguageModel
@@ -78,9 +79,7 @@ def batch(family: str, number: int) -> dict[str, np.ndarray]:
     }
     if family == "t5":
         fields["target_tokens"] = (tokens * 5 + 1) % VOCAB
-        fields |= {
-            f"target_{name}": fields[name] for name in ("segments", "positions")
-        }
+        fields |= {f"target_{name}": fields[name] for name in ("segments", "positions")}
     made = {name: value.astype(np.int32) for name, value in fields.items()}
     return {**made, "mask": segments > 0}
 
@@ -110,7 +109,9 @@ def train(
     config = config if scan else unrolled(config)
 
     def make(rngs):
-        return LanguageModel(make_backbone(config, rngs, rules=RULES, remat=remat), rngs)
+        return LanguageModel(
+            make_backbone(config, rngs, rules=RULES, remat=remat), rngs
+        )
 
     def objective(trainable, frozen, batch, key, step):
         outputs = model.apply(join(trainable, frozen), batch, key if dropout else None)

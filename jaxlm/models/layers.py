@@ -23,10 +23,10 @@ Initializer = jax.nn.initializers.Initializer
 
 
 def vector(axis: str) -> tuple[str]:
-    """The axis of a bias or a scale along another: as wide as hidden states it is whole.
+    """The axis of a bias or a scale along another: along hidden states, its own.
 
-    ``fsdp`` splits kernels to save memory; a vector saves none, and is gathered by an
-    operation of its own.
+    ``fsdp`` splits kernels to save memory; of vectors it would save next to none, and
+    each would be gathered by an operation of its own.
     """
     return ("vector" if axis == "width" else axis,)
 

@@ -24,7 +24,6 @@ from jaxlm.core.types import Outputs
 from jaxlm.models.cache import LayerCache
 from jaxlm.models.multi_head import Shared
 
-
 BETWEEN = "between_layers"
 """What a layer is given, for rules of what is kept for the backward pass."""
 
@@ -101,9 +100,7 @@ def run_stack(
 
         x, made = jax.lax.scan(again(turn, scanned=True), x, turns)
         if period > 1:
-            made = jax.tree.map(
-                lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), made
-            )
+            made = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), made)
         parts.append(made)
     else:
         whole = 0
