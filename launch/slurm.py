@@ -99,7 +99,8 @@ def step(given: argparse.Namespace, run: Trainer) -> str:
         "--kill-on-bad-exit=0",
         f"--wait={given.grace_seconds}",
     ]
-    program = [given.python, "-m", "jaxlm.main", *run.arguments]
+    python = given.python or ("python" if given.container else ".venv/bin/python")
+    program = [python, "-m", "jaxlm.main", *run.arguments]
     if given.container:
         where = str(Path.cwd())
         inside = ["--nv"] if given.gpus_per_node else []
@@ -154,8 +155,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--python",
         type=sh.token,
-        default=".venv/bin/python",
-        help="on all nodes; in a container, python",
+        help="on all nodes: .venv/bin/python, or in a container python",
     )
     parser.add_argument(
         "--container", type=sh.token, help="an image of Apptainer, such as jaxlm.sif"

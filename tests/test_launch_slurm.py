@@ -60,7 +60,7 @@ def test_the_arguments_reach_the_trainer_as_they_were_given(slurm):
 
 
 def test_a_container_has_the_gpus_and_the_checkout(slurm, tmp_path):
-    done = slurm("ner", "--container=jaxlm.sif", "--python=python", *TRAINER)
+    done = slurm("ner", "--container=jaxlm.sif", *TRAINER)
     inside = f"apptainer exec --nv --bind={tmp_path} --pwd={tmp_path} jaxlm.sif python"
     assert inside in done.calls[0][1]
 
