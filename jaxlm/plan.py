@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     if not known.search:
         sizes_on(topology, resolved.config.mesh.sizes)
 
+    from jaxlm.experiment.layout import build
     from jaxlm.planning import planner
 
     def configure(extra: tuple[str, ...]) -> ExperimentConfig:
@@ -80,13 +81,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hlo", metavar="PATH", help="also write the compiled program's text there"
     )
-
-
-def build(chosen: ExperimentConfig, mesh: Any) -> Any:
-    """The step of a config on a mesh; what a compiling process calls."""
-    from jaxlm.experiment.planned import build as planned
-
-    return planned(chosen, mesh)
 
 
 def show(found: Any, known: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from jaxlm.core import trees
 from jaxlm.core.mesh import Rules, make_mesh, replicated
 from jaxlm.core.schema import flatten
 from jaxlm.experiment.config import AXES, RulesConfig
-from jaxlm.models.backends import Need, choose
 from jaxlm.models.families import FAMILIES
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import LanguageModel

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxlm.core.arrangement import arrange
 from jaxlm.core.errors import UserError
 
 Axes = tuple[str | None, ...]
@@ -207,12 +208,8 @@ def make_mesh(sizes: Mapping[str, int]) -> tuple[Mesh, str | None]:
     for axis in rest:
         shape[axis] = len(devices) // fixed
     used = math.prod(shape.values())
-    mesh = jax.make_mesh(
-        tuple(shape.values()),
-        tuple(shape),
-        axis_types=(AxisType.Auto,) * len(shape),
-        devices=devices[:used],
-    )
+    grid = arrange(devices[:used], shape)
+    mesh = Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
     notice = None
     if used < len(devices):
         notice = f"the mesh uses the first {used} of {len(devices)} devices ({text})"

@@ -44,8 +44,18 @@ class RulesConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each mesh axis has, -1 for the rest, and what they split."""
+    """How many devices each mesh axis has, -1 for the rest, and what they split.
 
+    Across slices of TPUs goes ``data``, or else ``fsdp``: whichever their number
+    divides.
+    """
+
+    layout: str = field(
+        "manual",
+        "who chooses the sizes: manual, those below, or auto, the planner, which"
+        " compiles the step for meshes of the devices that are here",
+        choices=("manual", "auto"),
+    )
     data: int = field(-1, "devices that split the rows", minimum=-1)
     fsdp: int = field(1, "devices that split rows and parameters", minimum=-1)
     tensor: int = field(1, "devices that split heads and mlp", minimum=-1)

@@ -23,6 +23,7 @@ from jaxlm.experiment.ahead import Programs, compile_ahead
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.digests import DIGESTS
 from jaxlm.experiment.ending import finish, show_again
+from jaxlm.experiment.layout import settled
 from jaxlm.experiment.parameters import new_params
 from jaxlm.experiment.prepare import (
     Prepared,
@@ -61,6 +62,7 @@ def train(
     workdir = Path(workdir)
     hosts = here()
     check_policy(config)
+    config = settled(config, None if overwrite else workdir, say)
     with claim(workdir, config, overwrite, say):
         if not overwrite and hosts.decide(lambda: is_finished(workdir)):
             return show_again(config, workdir, say)

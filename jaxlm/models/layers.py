@@ -217,7 +217,7 @@ class Linear(nnx.Module):
             x = x.reshape(-1, x.shape[-1])
         kernel = self.kernel[...]
         if not isinstance(kernel, Transposed) and self.rules.gathers(self.axes):
-            y = shared_matmul(x, kernel, self.rules, self.axes)
+            y: Any = shared_matmul(x, kernel, self.rules, self.axes)
         else:
             y = matmul(x, kernel)
         if self.has_bias:

@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxlm.core.errors import UserError
 from jaxlm.planning.targets import target_config
 from jaxlm.planning.topology import Topology
@@ -28,8 +26,6 @@ REMEDY = {
     "tpu": "pip install 'jaxlm[plan-tpu]'",
     "cuda": "pip install 'jaxlm[plan-gpu]'",
 }
-SPANS_SLICES = ("data", "fsdp")
-"""The axes that may go between slices, the first that divides by their number."""
 
 
 def prepare_environment() -> None:
@@ -45,13 +41,10 @@ def make_mesh(topology: Topology, sizes: Mapping[str, int]) -> Mesh:
     """
     from jax.sharding import AxisType, Mesh
 
-    devices = _devices(topology)
-    shape = tuple(sizes.values())
-    if topology.device.platform == "cuda":  # hosts by rows, as jax numbers them
-        grid = np.array(devices).reshape(shape)
-    else:
-        grid = _torus(topology, dict(sizes), devices)
-    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
+    from jaxlm.core.arrangement import arrange
+
+    grid = arrange(_devices(topology), sizes)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def _devices(topology: Topology) -> list[Any]:
@@ -98,46 +91,6 @@ def _is_missing(platform: str) -> bool:
         return find_spec("libtpu") is None
     return not any(
         find_spec(f"jax_plugins.xla_{kind}") for kind in ("cuda12", "cuda13")
-    )
-
-
-def _torus(topology: Topology, sizes: dict[str, int], devices: list[Any]) -> np.ndarray:
-    from jax.experimental import mesh_utils
-
-    # As jax.make_mesh does: axes may share a side of the torus only on a plane.
-    split = topology.device.dimensions == 2
-    try:
-        if topology.slices == 1:
-            return mesh_utils.create_device_mesh(
-                tuple(sizes.values()), devices, allow_split_physical_axes=split
-            )
-        outer = dict.fromkeys(sizes, 1)
-        outer[slice_axis(topology, sizes)] = topology.slices
-        inner = tuple(sizes[axis] // outer[axis] for axis in sizes)
-        return mesh_utils.create_hybrid_device_mesh(
-            inner, tuple(outer.values()), devices, allow_split_physical_axes=split
-        )
-    except (NotImplementedError, ValueError) as problem:
-        text = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
-        sides = "x".join(map(str, topology.shape))
-        raise UserError(
-            f"config.mesh: {text} does not lie on a slice of {sides}: each axis must be"
-            f" made of whole sides of it; try --search"
-        ) from problem
-
-
-def slice_axis(topology: Topology, sizes: Mapping[str, int]) -> str:
-    """The axis of the mesh whose outer part goes between slices.
-
-    Raises:
-      UserError: none divides by their number.
-    """
-    for axis in SPANS_SLICES:
-        if sizes[axis] % topology.slices == 0:
-            return axis
-    raise UserError(
-        f"config.mesh: neither data={sizes['data']} nor fsdp={sizes['fsdp']} divides by"
-        f" the {topology.slices} slices of --topology={topology.text}"
     )
 
 
