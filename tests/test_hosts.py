@@ -54,7 +54,9 @@ def config_of(changes):
 class Started:
     """A run of several processes, by launch/local.py."""
 
-    def __init__(self, cache, workdir, processes, door, arguments):
+    def __init__(
+        self, cache, workdir, processes, door, arguments, stderr=subprocess.STDOUT
+    ):
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -70,7 +72,7 @@ class Started:
             ],
             env=environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
 
@@ -113,8 +115,8 @@ def start(tmp_path_factory):
         own = [f"--config={NER}", *overrides(**changes)]
         return Started(cache, workdir, processes, "main", own)
 
-    start.door = lambda workdir, processes, door, *arguments: Started(
-        cache, workdir, processes, door, arguments
+    start.door = lambda workdir, processes, door, *arguments, **options: Started(
+        cache, workdir, processes, door, arguments, **options
     )
     return start
 
@@ -321,8 +323,9 @@ def test_two_processes_predict_as_one_does(start, whole, tmp_path):
     texts = tmp_path / "texts"
     texts.write_text("Ada left Paris .\nNothing here .\n" * 5)
     workdir = shutil.copytree(whole, tmp_path / "run")
-    output = finish(start.door(workdir, 2, "predict", f"--input={texts}"))
-    found = [json.loads(line) for line in output.splitlines() if line[0] == "{"]
+    arguments = (workdir, 2, "predict", f"--input={texts}")
+    output = finish(start.door(*arguments, stderr=subprocess.DEVNULL))
+    found = [json.loads(line) for line in output.splitlines()]
     from jaxlm import api
 
     expected = api.predict(whole, texts.read_text().splitlines())

@@ -145,6 +145,11 @@ class Group(Hosts):
             where = folder / f"{prefix}process-N.log"
             text = f"process 0 of {self.count}; the others write to {where}"
             print(text, file=out or sys.stdout, flush=True)
+            if out is not None:  # gloo prints, too: not among what a program reads
+                sys.stdout.flush()
+                own = os.dup(1)
+                os.dup2(2, 1)
+                sys.stdout = open(own, "w", encoding=sys.stdout.encoding)
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{prefix}process-{self.index}.log"
