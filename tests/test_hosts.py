@@ -214,7 +214,6 @@ def test_a_process_that_dies_ends_the_others_with_a_line(history):
     assert "error: process 1 of 2 (host " in output
     assert "is gone: nothing was heard of it for" in output
     assert "process 1 of 2 ended first: SIGKILL" in output
-    assert "to go on: python -m jaxlm.main" in output
     status = history["at the death"]
     assert status["state"] == "failed" and "process 1 of 2" in status["reason"]
     assert "resuming from step" in history["finished"]
