@@ -38,10 +38,10 @@ class Ability:
 
     ``platforms``: where it runs (none: everywhere). ``head_multiple`` and ``head_most``
     bound the size of a head. ``packing``: several segments in a row. ``window``: layers
-    that see so far and no further. ``extra``: a bias of each head and distance (T5).
-    ``relative``: content against position (DeBERTa). ``cap``: of the scores.
-    ``dropout``: of the weights. ``context``: tokens of a row on several devices,
-    without gathering them.
+    that see so far and no further, ``any`` of them, ``causal`` ones only, or ``none``.
+    ``extra``: a bias of each head and distance (T5). ``relative``: content against
+    position (DeBERTa). ``cap``: of the scores. ``dropout``: of the weights.
+    ``context``: tokens of a row on several devices, without gathering them.
     """
 
     platforms: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Ability:
     head_multiple: int = 1
     head_most: int | None = None
     packing: bool = True
-    window: bool = True
+    window: str = "any"
     extra: bool = False
     relative: bool = False
     cap: bool = True
@@ -60,9 +60,29 @@ class Ability:
 ABILITIES: Mapping[str, Ability] = {
     "xla": Ability(extra=True, relative=True, dropout=True),
     "splash": Ability(platforms=("tpu",)),
+    "cudnn": Ability(
+        platforms=("gpu",),
+        dtypes=("bfloat16",),
+        head_multiple=8,
+        head_most=128,
+        packing=False,
+        window="causal",
+        cap=False,
+    ),
+    # Not fp32: its products would be those of TF32.
+    "triton": Ability(
+        platforms=("gpu",),
+        dtypes=("bfloat16",),
+        head_most=128,
+        window="none",
+        cap=False,
+    ),
     "ring": Ability(dropout=True, context=True),
 }
-PREFERRED: Mapping[str, Sequence[str]] = {"tpu": ("splash",)}
+PREFERRED: Mapping[str, Sequence[str]] = {
+    "tpu": ("splash",),
+    "gpu": ("cudnn", "triton"),
+}
 """What ``auto`` tries on each platform, best first, before XLA."""
 
 
@@ -113,12 +133,21 @@ class Need:
         )
 
 
+def sizes_of_heads(ability: Ability) -> str:
+    """Of which sizes a backend has heads, in words."""
+    multiple, most = ability.head_multiple, ability.head_most
+    words = [] if multiple == 1 else [f"multiples of {multiple}"]
+    words += [] if most is None else [f"up to {most}"]
+    return " ".join(words) or "any"
+
+
 def lacks(name: str, need: Need) -> str | None:
     """What a backend cannot do of what is needed, as the end of a sentence."""
     ability = ABILITIES[name]
     most = ability.head_most
     fits = need.head_size % ability.head_multiple == 0
     bounded = any(reach is not None for reach in need.reaches)
+    window = ability.window == "any" or (ability.window == "causal" and need.causal)
     wanted: list[tuple[bool, str]] = [
         (
             not ability.platforms or need.platform in ability.platforms,
@@ -131,14 +160,17 @@ def lacks(name: str, need: Need) -> str | None:
         ),
         (
             fits and (most is None or need.head_size <= most),
-            f"has heads of multiples of {ability.head_multiple}"
-            f"{'' if most is None else f' up to {most}'}, not {need.head_size}",
+            f"has heads {sizes_of_heads(ability)}, not {need.head_size}",
         ),
         (
             ability.packing or not need.packing,
             "has no segments (config.data.packing=false needs none)",
         ),
-        (ability.window or not bounded, "has no layers of a bounded reach"),
+        (
+            window or not bounded,
+            "has no layers of a bounded reach"
+            f"{' but causal ones' * (ability.window == 'causal')}",
+        ),
         (ability.extra or not need.extra, "has no bias by relative position"),
         (ability.relative or not need.relative, "has no disentangled attention"),
         (ability.cap or not need.cap, "has no cap of the scores"),

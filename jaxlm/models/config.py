@@ -41,7 +41,7 @@ class ModelConfig:
         "auto",
         "who computes attention: auto takes the platform's own kernel where it can do"
         " what the model asks for; see docs/attention.md",
-        choices=("auto", "xla", "splash", "ring"),
+        choices=("auto", "xla", "splash", "cudnn", "triton", "ring"),
     )
     attention_block: int = field(
         512,

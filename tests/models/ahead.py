@@ -133,7 +133,7 @@ def compile_step(
         "argument_bytes": memory.argument_size_in_bytes,
         "kernels": {name: kernels.count(name) for name in sorted(set(kernels))},
         "collectives": {
-            name: len(re.findall(rf"= \S+ {name}(-start)?\(", text))
+            name: len(re.findall(rf" {name}(-start)?\(", text))
             for name in ("all-gather", "all-reduce", "collective-permute", "all-to-all")
         },
     }

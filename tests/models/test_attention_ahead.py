@@ -21,7 +21,7 @@ TPU = pytest.mark.skipif(
 
 def compiled(**given):
     command = [sys.executable, "-m", "tests.models.ahead", json.dumps(given)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -42,3 +42,41 @@ def test_splash_compiles_for_a_tpu_on_a_sharded_mesh(model, reaches):
     assert (found["platform"], found["backend"]) == ("tpu", "splash")
     # Forward, and backward for queries and for keys; a turn of the scan has each kind.
     assert found["kernels"]["tpu_custom_call"] == 3 * len(reaches)
+
+
+GPU = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="the CUDA plugin is not installed",
+)
+CUDNN = {"__cudnn$fmhaSoftmax": 1, "__cudnn$fmhaSoftmaxBackward": 1}
+
+
+@GPU
+@pytest.mark.parametrize(
+    ("model", "given", "backend", "kernels"),
+    [
+        ({"kv_heads": 2}, {"reaches": [20]}, "cudnn", CUDNN),
+        # Forward, the sums that backward needs, and backward.
+        ({"kv_heads": 2}, {"packing": True}, "triton", {"__gpu$xla.gpu.triton": 3}),
+    ],
+    ids=["cudnn", "triton"],
+)
+def test_kernels_compile_for_a_gpu_on_a_sharded_mesh(model, given, backend, kernels):
+    """cuDNN makes its own plans when it runs, which no compiler here can try."""
+    given = {"packing": False} | given
+    model = SIZES | {"causal": True} | model
+    found = compiled(topology="h100:4", mesh=[1, 2, 2, 1], model=model, **given)
+    assert (found["platform"], found["backend"]) == ("gpu", backend)
+    assert found["kernels"] == kernels
+
+
+@TPU
+@pytest.mark.parametrize(
+    "topology", ["v5e:2x2", pytest.param("h100:4", marks=[GPU, pytest.mark.slow])]
+)
+def test_rings_compile_for_accelerators(topology):
+    model = SIZES | {"causal": True, "kv_heads": 2}
+    found = compiled(topology=topology, mesh=[1, 1, 2, 2], model=model)
+    assert found["backend"] == "ring"
+    # Keys, values, segments; backward also the gradients of keys and values.
+    assert found["collectives"]["collective-permute"] >= 5

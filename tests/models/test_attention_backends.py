@@ -1,15 +1,18 @@
 """Which backend computes attention, and what is said of the choice."""
 
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 from jaxlm.core.errors import UserError
 from jaxlm.models.architecture import LayerKind, TransformerConfig
-from jaxlm.models.backends import ABILITIES, Backend, Need, choose
+from jaxlm.models.backends import ABILITIES, Backend, Need, choose, sizes_of_heads
 from jaxlm.models.config import ModelConfig
 
 SIZES = dict(vocab_size=8, width=64, layers=2, heads=4, mlp_width=8, max_positions=16)
+PAGE = Path(__file__).parents[2] / "docs" / "attention.md"
 PLAIN = Need(platform="cpu", dtype="float32", head_size=16, causal=True)
 
 
@@ -75,3 +78,76 @@ def test_rows_on_several_devices_have_ring_attention_everywhere(platform):
         "attention by XLA: ring has no bias by relative position; devices gather the"
         " keys and values of whole rows"
     )
+
+
+GPU = replace(PLAIN, platform="gpu", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "said"),
+    [
+        ({"packing": False}, "cudnn", ""),
+        ({"packing": False, "reaches": (128, None)}, "cudnn", ""),
+        ({}, "triton", ""),
+        ({"dtype": "float32"}, "xla", "triton computes in bfloat16, not float32"),
+        (
+            {"reaches": (128, None)},
+            "xla",
+            "cudnn has no segments .*; triton has no lay",
+        ),
+        (
+            {"packing": False, "reaches": (128,), "causal": False},
+            "xla",
+            "cudnn has no layers of a bounded reach but causal ones; triton has no la",
+        ),
+        ({"packing": False, "head_size": 100}, "triton", ""),
+        ({"head_size": 256}, "xla", "triton has heads up to 128, not 256"),
+        ({"cap": True}, "xla", "triton has no cap of the scores"),
+    ],
+)
+def test_a_gpu_has_cudnn_and_triton_where_cudnn_lacks_segments(change, name, said):
+    found = choose("auto", replace(GPU, **change))
+    assert found.name == name
+    assert re.search(said, found.notice) and bool(found.notice) == bool(said)
+
+
+def row(name):
+    """A backend's row of the table in the docs."""
+    able = ABILITIES[name]
+
+    def yes(it):
+        return "yes" if it else "no"
+
+    gathers = "gathered" if name == "xla" else "no"
+    cells = [
+        f"`{name}`",
+        ", ".join(able.platforms).upper() or "all",
+        ", ".join(able.dtypes),
+        sizes_of_heads(able),
+        "yes",
+        "yes" if able.packing else "at the end",
+        yes(able.packing),
+        {"any": "yes", "none": "no"}.get(able.window, able.window),
+        yes(able.extra),
+        yes(able.relative),
+        yes(able.cap),
+        yes(able.dropout),
+        "yes" if able.context else gathers,
+        "yes",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_table_of_the_docs_is_that_of_the_code():
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("| backend | ru"))
+    count = len(lines[first].split("|"))
+    rows = lines[first + 2 : lines.index("", first)]
+    assert rows == [row(name) for name in ABILITIES]
+    assert {len(line.split("|")) for line in rows} == {count}
+
+
+def test_the_page_explains_every_choice():
+    text = PAGE.read_text(encoding="utf-8")
+    assert all(f"| `{name}` | " in text for name in ABILITIES)
+    assert "| `auto` (default) | " in text

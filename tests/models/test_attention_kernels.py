@@ -24,7 +24,6 @@ LENGTHS = [
 SEGMENTS = np.array(
     [np.concatenate([[n] * count for n, count in row]) for row in LENGTHS], np.int32
 )
-REAL = SEGMENTS > 0
 RULES = Rules.of({"batch": ["data"], "heads": ["tensor"], "sequence": ["context"]})
 # What is seen, how many heads of queries and keys, how large, and the cap.
 CASES = {
@@ -47,16 +46,25 @@ def inputs(sizes, dtype=np.float32):
     return [jnp.asarray(random.normal(size=shape), dtype) for shape in shapes]
 
 
-def outputs_and_gradients(backend, seen, sizes, cap, rules=NO_RULES, dtype=np.float32):
+def outputs_and_gradients(
+    backend,
+    seen,
+    sizes,
+    cap,
+    *,
+    rules=NO_RULES,
+    dtype=np.float32,
+    rows=SEGMENTS,
+):
     """What real tokens get, and the gradients of a weighted sum of it."""
     *arrays, weights = inputs(sizes, dtype)
 
     def attend(*arrays):
-        segments = jnp.asarray(SEGMENTS)
+        segments = jnp.asarray(rows)
         visible = Visibility(segments, segments, backend=backend, **seen).with_bias()
         y = attention(*arrays, visible, scale=0.3, cap=cap, rules=rules)
         assert y.dtype == arrays[0].dtype
-        return jnp.where(REAL[:, :, None, None], y, 0)
+        return jnp.where(rows[:, :, None, None] > 0, y, 0)
 
     def loss(*arrays):
         y = attend(*arrays)
@@ -74,8 +82,13 @@ def compare(found, wanted, atol):
         np.testing.assert_allclose(one, other, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["splash"])
-@pytest.mark.parametrize("case", CASES)
+KERNELS = [
+    *(("splash", case) for case in CASES),
+    *(("triton", case) for case in ("full", "causal", "grouped", "one key")),
+]
+
+
+@pytest.mark.parametrize(("name", "case"), KERNELS)
 def test_a_kernel_equals_the_dense_reference(name, case):
     backend = Backend(name, interpret=True, block=128)
     found = outputs_and_gradients(backend, *CASES[case])
@@ -83,7 +96,7 @@ def test_a_kernel_equals_the_dense_reference(name, case):
     compare(found, outputs_and_gradients(DENSE, *CASES[case]), atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["splash"])
+@pytest.mark.parametrize("name", ["splash", "triton"])
 def test_a_kernel_computes_scores_in_fp32_where_inputs_are_bf16(name):
     backend, case = Backend(name, interpret=True), CASES["causal"]
     found = outputs_and_gradients(backend, *case, dtype=jnp.bfloat16)
@@ -92,7 +105,7 @@ def test_a_kernel_computes_scores_in_fp32_where_inputs_are_bf16(name):
     compare(found, wanted, atol=0.1)
 
 
-@pytest.mark.parametrize("name", ["splash"])
+@pytest.mark.parametrize("name", ["splash", "triton"])
 def test_each_device_runs_a_kernel_on_its_own_rows_and_heads(name):
     mesh, _ = make_mesh({"data": 2, "tensor": 2, "context": 1})
     backend, case = Backend(name, interpret=True), CASES["grouped"]
@@ -106,3 +119,14 @@ def test_blocks_divide_every_length():
 
     sizes = [block_size(length, 512) for length in (128, 384, 640, 1024, 4096)]
     assert sizes == [128, 384, 128, 512, 512]
+
+
+@pytest.mark.parametrize("case", ["full", "causal", "grouped", "window", "itself"])
+def test_what_cudnn_is_asked_for_is_the_dense_reference_of_padded_rows(case):
+    """By XLA, since cuDNN runs on its cards alone: its arguments, not its numbers."""
+    lengths = np.array([150, 97, 1, 130])
+    rows = (np.arange(150) < lengths[:, None]).astype(np.int32)
+    backend = Backend("cudnn", interpret=True)
+    found = outputs_and_gradients(backend, *CASES[case], rows=rows)
+    wanted = outputs_and_gradients(DENSE, *CASES[case], rows=rows)
+    compare(found, wanted, atol=2e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -63,23 +64,35 @@ def attention(
             rate=rate,
             rules=rules,
         )
-    # Imported where they are used: Pallas alone takes a second, which no other pays.
+    kernel = make_kernel(visible, scale, cap)
+    local = on_devices(kernel, rules, (HEADS, HEADS, HEADS, ROWS), HEADS)
+    return local(query, key, value, visible.queries)
+
+
+def make_kernel(
+    visible: Visibility, scale: float, cap: float | None
+) -> Callable[..., jax.Array]:
+    """A backend as a function of queries, keys, values and segments of whole rows.
+
+    Imported where it is used: Pallas alone takes a second, which no other should pay.
+    """
+    backend = visible.backend
+    options: Any = {"causal": visible.causal, "scale": scale}
     if backend.name == "splash":
         from jaxlm.models.kernels.splash import splash_attention
 
-        def splash(*arrays: jax.Array) -> jax.Array:
-            return splash_attention(
-                *arrays,
-                causal=visible.causal,
-                reach=visible.reach,
-                scale=scale,
-                cap=cap,
-                block=backend.block,
-                interpret=backend.interpret,
-            )
+        options |= {"reach": visible.reach, "cap": cap, "block": backend.block}
+        return partial(splash_attention, **options, interpret=backend.interpret)
+    if backend.name == "cudnn":
+        from jaxlm.models.kernels.cudnn import cudnn_attention
 
-        local = on_devices(splash, rules, (HEADS, HEADS, HEADS, ROWS), HEADS)
-        return local(query, key, value, visible.queries)
+        implementation = "xla" if backend.interpret else "cudnn"
+        options |= {"reach": visible.reach, "implementation": implementation}
+        return partial(cudnn_attention, **options)
+    if backend.name == "triton":
+        from jaxlm.models.kernels.triton import triton_attention
+
+        return partial(triton_attention, **options, interpret=backend.interpret)
     raise ValueError(f"attention={backend.name!r}; it is no backend")
 
 
