@@ -63,3 +63,24 @@ def test_a_run_may_have_more_tokens_than_its_checkpoint(tmp_path):
     assert parts.transformer.vocab_size == parts.tokenizer.vocab_size == 2002
     table = flatten(parts.model.shapes)[f"{BACKBONE}/embeddings/tokens/embedding"]
     assert table.shape == (2016, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"mesh__data": 1}, "xla"), ({"mesh__data": 1, "mesh__context": 2}, "ring")],
+)
+def test_attention_is_chosen_by_the_mesh(changes, name):
+    made = config(model__pretrained="random:tiny", **changes)
+    parts = make_parts(
+        made, make_mesh(made.mesh.sizes)[0], BUILT_IN["tiny"], ("LOC", "PER")
+    )
+    assert (parts.attention.name, parts.attention.notice) == (name, "")
+
+
+def test_attention_that_this_machine_cannot_do_is_refused():
+    made = config(
+        model__pretrained="random:tiny", model__attention="splash", mesh__data=1
+    )
+    mesh = make_mesh(made.mesh.sizes)[0]
+    with pytest.raises(UserError, match="config.model.attention: splash runs on tpu"):
+        make_parts(made, mesh, BUILT_IN["tiny"], ("LOC", "PER"))
