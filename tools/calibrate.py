@@ -65,9 +65,13 @@ as none, and those of GPT-2 next to nothing."""
 POINTS = {
     "v6e-70b": Point(
         "llama-70b", "v6e:16x16", 4, 4096, "block", 17.373,
-        f"[tpu-recipes]({RECIPES}/tree/main/training/trillium/Llama2-70B-MaxText),"
-        " remat full",
-        fitted=True,
+        f"[tpu-recipes]({RECIPES}/tree/main/training/trillium/Llama2-70B-MaxText):"
+        " seconds of a step, remat full",
+    ),
+    "v5p-70b": Point(
+        "llama-70b", "v5p:8x8x8", 4, 4096, "block", 23.68,
+        f"[MaxText]({MAXTEXT}/blob/main/docs/reference/models/tiering.md): 692 tokens/s"
+        " of a chip, remat save_dot_except_mlpwi, which computes less again",
     ),
     "v5e-16b": Point(
         "maxtext-16b", "v5e:16x16", 6, 2048, "block", 10.31,
