@@ -88,7 +88,9 @@ def show(found: Any, known: argparse.Namespace) -> None:
     from jaxlm.core.files import atomic_write_text, to_plain
     from jaxlm.planning.outcome import as_text
 
-    if known.hlo:
+    if known.hlo and not found.best.compiled.program:
+        progress(f"--hlo={known.hlo}: not written; there is no program that fits")
+    elif known.hlo:
         atomic_write_text(known.hlo, found.best.compiled.program)
     if known.json:
         print(json.dumps(to_plain(found.to_dict(known.tokens, known.price)), indent=2))

@@ -132,7 +132,7 @@ def run(wanted: Wanted, chosen: Iterable[tuple[str, ...]], say: Say) -> list[Tri
                     done[place] = Trial(overrides, None, str(problem))
             for place, each in list(running.items()):
                 if each.poll(0.2):
-                    done[place] = _trial(wanted, order[place], each)
+                    done[place] = _trial(wanted, order[place], each, len(order) > 1)
                     del running[place]
                     say(f"{each.seconds:4.0f} s  {_named(order[place])}done")
             if time.monotonic() - last > NOTICE_SECONDS:
@@ -145,11 +145,18 @@ def run(wanted: Wanted, chosen: Iterable[tuple[str, ...]], say: Say) -> list[Tri
     return [done[place] for place in sorted(done)]
 
 
-def _trial(wanted: Wanted, overrides: tuple[str, ...], each: Compilation) -> Trial:
+def _trial(
+    wanted: Wanted, overrides: tuple[str, ...], each: Compilation, among: bool
+) -> Trial:
+    """What came of a compilation; one ``among`` others may fail, whatever it is by."""
     try:
         return Trial(overrides, Plan(wanted.topology, each.result()))
     except UserError as problem:
         return Trial(overrides, None, str(problem))
+    except RuntimeError as problem:
+        if not among:
+            raise
+        return Trial(overrides, None, str(problem).strip().splitlines()[-1])
 
 
 def _named(overrides: Sequence[str]) -> str:

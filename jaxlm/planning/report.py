@@ -124,6 +124,12 @@ def arithmetic(plan: Plan) -> list[str]:
         f"compiled {plan.compiled_flops * devices:.4g} FLOPs:"
         f" {plan.overhead:+.1%} ({'recomputed' if plan.overhead > 0 else 'less'})",
     ]
+    if plan.timeline.again > 0.005 * plan.compiled_flops:
+        share = plan.timeline.again / plan.model_flops
+        lines.append(
+            f"  {share:+.1%} by the compiler itself, for want of memory: a smaller"
+            " microbatch may be faster"
+        )
     if plan.rejected:
         lines.append("cost_analysis is not used: " + "; ".join(plan.rejected))
     return lines

@@ -56,6 +56,8 @@ class Timeline:
     compute: float = 0.0
     memory: float = 0.0
     exposed: float = 0.0
+    again: float = 0.0
+    """FLOPs that the compiler added, computing again what it had no memory to keep."""
     collectives: list[Collective] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -220,6 +222,7 @@ class Walk:
         seconds = max(busy, reading)
         line.seconds += seconds
         line.flops += arithmetic
+        line.again += arithmetic * bool(_AGAIN.search(each.name))
         line.bytes += size
         bound = "compute" if busy >= reading else "memory"
         if bound == "compute":
@@ -261,9 +264,14 @@ class Walk:
         return share
 
 
+SUMS = "seconds", "flops", "bytes", "cycles", "compute", "memory", "exposed", "again"
+_AGAIN = re.compile(r"\.remat\d*(\.|$)")
+"""In the name of an instruction that XLA's own rematerialization copied."""
+
+
 def _add(line: Timeline, inner: Timeline, times: int) -> None:
     """A computation that runs ``times`` inside another; its lists cover all runs."""
-    for name in ("seconds", "flops", "bytes", "cycles", "compute", "memory", "exposed"):
+    for name in SUMS:
         value = getattr(line, name) + times * getattr(inner, name)
         setattr(line, name, value)
     line.collectives += inner.collectives

@@ -84,6 +84,14 @@ def test_mfu_is_the_model_s_flops_over_the_peak():
     assert found.cost(256e6, 2.0) == pytest.approx(2 * hours)
 
 
+def test_what_the_compiler_computes_again_is_told():
+    text = LOOP.replace("%y", "%y.remat2")
+    found = Plan(parse_topology("v5p:4x4x4"), Compiled(FACTS, text))
+    assert found.timeline.again == found.compiled_flops
+    assert "by the compiler itself" in as_text(Outcome(found), None, None)
+    assert plan().timeline.again == 0
+
+
 def test_impossible_figures_of_cost_analysis_are_rejected():
     found = " ".join(plan().rejected)
     assert "times too few" in found and "optimal_seconds -33.9" in found
