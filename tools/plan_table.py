@@ -91,19 +91,8 @@ def planned(case: Case) -> dict[str, Any]:
     found = json.loads(done.stdout)
     found["seconds"] = round(time.monotonic() - begin, 1)
     found["changes"] = list(case.changes)
-    kept = found.pop("collectives", [])
-    found["exposed"] = exposed(kept)
+    del found["collectives"], found["assumptions"]
     return found
-
-
-def exposed(collectives: list[dict[str, Any]]) -> dict[str, float]:
-    """Exposed seconds by kind and axis, the most first."""
-    sums: dict[str, float] = {}
-    for each in collectives:
-        name = f"{each['kind']} over {each['axis']}"
-        sums[name] = sums.get(name, 0.0) + each["exposed"]
-    ranked = sorted(sums.items(), key=lambda item: -item[1])
-    return {name: round(seconds, 5) for name, seconds in ranked if seconds > 0}
 
 
 def write_table(plans: dict[str, Any]) -> None:
@@ -117,8 +106,8 @@ def write_table(plans: dict[str, Any]) -> None:
 def table(plans: dict[str, Any]) -> str:
     """One line a case."""
     lines = [
-        "| config | machines | changed | bytes of a device | compiled in | beyond the"
-        " model's FLOPs | step | MFU | tokens/s | most that is exposed |",
+        "| config | machines | changed | a device | compiled in | beyond the model's"
+        " FLOPs | step | MFU | tokens/s | held, beside products, by |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, case in CASES.items():
@@ -140,13 +129,15 @@ def row(case: Case, plan: dict[str, Any]) -> str:
     if not plan["fits"]:
         return "| " + " | ".join([*cells, "does not fit", *[""] * 4]) + " |"
     step = plan["step_seconds"]
-    most = next(iter(plan["exposed"].items()), ("nothing", 0.0))
+    held = [
+        f"{each['what']} ({each['seconds'] / step:.1%})" for each in plan["held_by"][:2]
+    ]
     cells += [
         f"{plan['recompute_overhead']:+.0%}",
         f"{step:.3g} s",
         f"{plan['mfu']:.1%}",
         f"{plan['tokens_per_second']:,.0f}",
-        f"{most[0]}, {most[1] / step:.1%} of the step",
+        "; ".join(held),
     ]
     return "| " + " | ".join(cells) + " |"
 

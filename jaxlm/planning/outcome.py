@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxlm.planning.estimate import Plan
-from jaxlm.planning.report import gib, report
+from jaxlm.planning.report import gib, holders, report
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Outcome:
     def to_dict(self, tokens: float | None, price: float | None) -> dict[str, Any]:
         """For machines: the plan, and beside it what was tried."""
         found = self.best.to_dict(tokens, price)
+        if not self.best.compiled.exhausted:
+            found["held_by"] = [
+                {"seconds": seconds, "what": what}
+                for seconds, what in holders(self.best)
+            ]
         if self.searched:
             found["overrides"] = list(self.overrides)
         if self.trials:

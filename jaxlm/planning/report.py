@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 
 from jaxlm.planning.collectives import Collective
 from jaxlm.planning.estimate import Plan
@@ -179,7 +178,10 @@ def time(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
             f" {plan.cycle_seconds:.4g} s)"
         )
     lines.append("  what holds it:")
-    lines += [f"    {text}" for text in holders(plan)]
+    lines += [
+        f"    {seconds:.4f} s {seconds / line.seconds:>6.1%}  {what}"
+        for seconds, what in holders(plan)
+    ]
     if tokens is not None:
         text = f"{tokens:.4g} tokens: {tokens / plan.facts['tokens_per_step']:,.0f}"
         text += f" steps, {plan.days(tokens):.1f} days"
@@ -191,8 +193,8 @@ def time(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
     return lines
 
 
-def holders(plan: Plan) -> Iterator[str]:
-    """The operations and collectives that take most beyond products."""
+def holders(plan: Plan) -> list[tuple[float, str]]:
+    """Seconds of what takes most beyond products: bytes, exposed collectives."""
     line = plan.timeline
     found: list[tuple[float, str]] = []
     by_part: dict[str, list[Operation]] = defaultdict(list)
@@ -206,9 +208,7 @@ def holders(plan: Plan) -> Iterator[str]:
     for each in line.collectives:
         by_kind[f"{each.kind} over {each.axis}, {part(each.source)}"] += each.exposed
     found += [(seconds, f"exposed {name}") for name, seconds in by_kind.items()]
-    for seconds, text in sorted(found, reverse=True)[:LARGEST]:
-        if seconds > 0:
-            yield f"{seconds:.4f} s {seconds / line.seconds:>6.1%}  {text}"
+    return [each for each in sorted(found, reverse=True)[:LARGEST] if each[0] > 0]
 
 
 def part(source: str) -> str:
