@@ -131,7 +131,8 @@ def row(case: Case, plan: dict[str, Any]) -> str:
         return "| " + " | ".join([*cells, "does not fit", *[""] * 4]) + " |"
     step = plan["step_seconds"]
     held = [
-        f"{each['what']} ({each['seconds'] / step:.1%})" for each in plan["held_by"][:2]
+        f"{each['what']} ({each['seconds'] / step:.1%})"
+        for each in plan.get("held_by", [])[:2]
     ]
     cells += [
         f"{plan['recompute_overhead']:+.0%}",
