@@ -12,9 +12,10 @@ from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import make_mesh
 from jaxlm.core.trees import BACKBONE, flatten
 from jaxlm.experiment.parameters import new_params
+from jaxlm.experiment.prepare import prepare
 from jaxlm.experiment.wiring import make_parts
 from jaxlm.models.checkpoint import BUILT_IN, open_checkpoint
-from tests.small_runs import config
+from tests.small_runs import config, quietly
 
 
 def new_heads(source, **changes):
@@ -84,3 +85,15 @@ def test_attention_that_this_machine_cannot_do_is_refused():
     mesh = make_mesh(made.mesh.sizes)[0]
     with pytest.raises(UserError, match="config.model.attention: splash runs on tpu"):
         make_parts(made, mesh, BUILT_IN["tiny"], ("LOC", "PER"))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_row_that_devices_cannot_split_is_refused_with_the_numbers(packing):
+    given = config(
+        mesh__data=1, mesh__context=8, data__max_length=36, data__packing=packing
+    )
+    with pytest.raises(UserError) as caught:
+        prepare(given, None, quietly)
+    assert "config.mesh.context: 8 devices cannot split sequence=36 of a row" in str(
+        caught.value
+    )

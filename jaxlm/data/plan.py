@@ -131,11 +131,15 @@ def _planned(
     """Fix the padded length: one for packed rows, else one of eight, to compile few."""
     own = lengths[list(itertools.chain.from_iterable(rows))]
     tokens = int(own.sum(dtype=np.int64))
-    if packing:
-        return PlannedStep(max_length, rows, tokens)
-    multiple = max(8, -(-max_length // 8))
-    longest = -(-int(own.max()) // multiple) * multiple
-    return PlannedStep(min(longest, max_length), rows, tokens)
+    longest = max_length if packing else int(own.max())
+    length = next(each for each in row_lengths(max_length, packing) if each >= longest)
+    return PlannedStep(length, rows, tokens)
+
+
+def row_lengths(max_length: int, packing: bool) -> list[int]:
+    """The padded lengths that rows may have, ascending: few, as each is compiled."""
+    multiple = max_length if packing else max(8, -(-max_length // 8))
+    return [*range(multiple, max_length, multiple), max_length]
 
 
 def most_segments(steps: Iterable[PlannedStep]) -> int:

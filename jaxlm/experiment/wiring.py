@@ -23,6 +23,7 @@ from jaxlm.core.types import Params, Record, Task
 from jaxlm.data import sources
 from jaxlm.data.config import DataConfig
 from jaxlm.data.dataset import Dataset
+from jaxlm.data.plan import row_lengths
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.experiment.config import ExperimentConfig
@@ -139,6 +140,8 @@ def make_parts(
             " of layers, which config.model.scan=true makes"
         )
     check_heads(transformer, mesh, rules)
+    for length in row_lengths(data.max_length, data.packing):
+        rules.sharding(mesh, ("sequence",), (length,), "a row")
     attention = choose(
         config.model.attention,
         Need.of(
