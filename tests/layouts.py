@@ -11,6 +11,7 @@ from jaxlm.core import trees
 from jaxlm.core.mesh import Rules, make_mesh, replicated
 from jaxlm.core.schema import flatten
 from jaxlm.experiment.config import AXES, RulesConfig
+from jaxlm.models.backends import Need, choose
 from jaxlm.models.families import FAMILIES
 from jaxlm.models.functional import functional
 from jaxlm.models.heads import LanguageModel
@@ -107,10 +108,15 @@ def train(
     config = FAMILIES[family].to_config({"model_type": family, **MODELS[family]})
     config = config if scan else unrolled(config)
 
+    options: dict[str, Any] = {"rules": RULES, "remat": remat}
+    if family != "t5":
+        split = sizes["context"] > 1
+        need = Need.of(config, platform="cpu", dtype="float32", split=split)
+        options["attention"] = choose("auto", need)
+
     def make(rngs):
-        return LanguageModel(
-            make_backbone(config, rngs, rules=RULES, remat=remat), rngs
-        )
+        backbone = make_backbone(config, rngs, **options)
+        return LanguageModel(backbone, rngs)
 
     def objective(trainable, frozen, batch, key, step):
         outputs = model.apply(join(trainable, frozen), batch, key if dropout else None)

@@ -96,8 +96,9 @@ def test_what_saves_memory_changes_no_layout(sizes, options):
     np.testing.assert_allclose(found.losses, wanted.losses, rtol=1e-5)
 
 
-def test_kernels_are_gathered_layer_by_layer_and_once_more_backward():
-    found = train("gpt2", layout("fsdp=8"), 1, remat="none")
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_kernels_are_gathered_layer_by_layer_and_once_more_backward(remat):
+    found = train("gpt2", layout("fsdp=8"), 1, remat=remat)
     gathers = [
         line
         for line in found.program.splitlines()

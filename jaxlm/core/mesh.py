@@ -34,6 +34,9 @@ class Rules:
     """
 
     table: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    regather: bool = False
+    """Whether kernels are gathered anew for the backward pass (see ``shared_matmul``):
+    where nothing else has a layer computed again, which does that too."""
 
     @classmethod
     def of(cls, table: Mapping[str, Sequence[str]]) -> Rules:
@@ -124,8 +127,8 @@ class Rules:
         """A kernel as it is used: whole over what splits rows and tokens, as in FSDP.
 
         It is converted to ``dtype`` before it travels, and its gradient back before
-        that is summed over devices. Who uses it should not keep it for the backward
-        pass (``gathers``): all devices would hold all kernels of all layers.
+        that is summed over devices. Kept for the backward pass, all devices would hold
+        all kernels of all layers: see ``regather``.
 
         Left to the compiler, some layouts give wrong sums: the product contracts over
         the mesh axis that is to split its result, while the kernel is split by one that
@@ -147,11 +150,11 @@ class Rules:
     def gathers(self, axes: Axes) -> bool:
         """Whether ``gather`` brings parts of other devices on this mesh."""
         sizes = jax.sharding.get_abstract_mesh().shape
-        own, used = self.partition(axes), self._used(axes)
+        kept = self.mesh_axes(("batch", "sequence", *axes))[2:]
         return any(
             sizes.get(axis, 1) > 1
-            for mine, kept in zip(own, used, strict=True)
-            for axis in set(mine or ()) - set(kept or ())
+            for mine, still in zip(self.mesh_axes(axes), kept, strict=True)
+            for axis in set(mine) - set(still)
         )
 
     def _used(self, axes: Axes) -> PartitionSpec:

@@ -216,10 +216,12 @@ class Linear(nnx.Module):
             # has several, 7% of a step.
             x = x.reshape(-1, x.shape[-1])
         kernel = self.kernel[...]
-        if not isinstance(kernel, Transposed) and self.rules.gathers(self.axes):
-            y: Any = shared_matmul(x, kernel, self.rules, self.axes)
+        if isinstance(kernel, Transposed):
+            y: Any = matmul(x, kernel)
+        elif self.rules.regather and self.rules.gathers(self.axes):
+            y = shared_matmul(x, kernel, self.rules, self.axes)
         else:
-            y = matmul(x, kernel)
+            y = matmul(x, self.rules.gather(kernel, self.axes, x.dtype))
         if self.has_bias:
             y = y + along_last(self.bias[...].astype(x.dtype), y)
         return y.reshape(*shape, y.shape[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -96,6 +97,7 @@ class Layers(nnx.Module):
         remat: str = "none",
         attention: Backend = DENSE,
     ):
+        rules = replace(rules, regather=remat == "none")
         self.config, self.rules, self.remat = config, rules, remat
         self.backend = attention
         # Drawn at once: new weights, and the head's, do not hang on how depth is cut.

@@ -108,9 +108,9 @@ def test_every_kernel_is_whole_over_the_devices_that_have_the_rows(write, monkey
     model, gathered = load(source, mesh=mesh, rules=FSDP), set()
     gather = Rules.gather
 
-    def record(self, kernel, axes):
+    def record(self, kernel, axes, *dtype):
         gathered.add((axes, kernel.shape))
-        return gather(self, kernel, axes)
+        return gather(self, kernel, axes, *dtype)
 
     monkeypatch.setattr(Rules, "gather", record)
     with jax.set_mesh(mesh):
