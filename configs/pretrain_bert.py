@@ -23,11 +23,7 @@ def get_config(variant: str = ""):
 
 
 def default(config):
-    """A very small new model on the sample corpus."""
-    config.model.pretrained = "random:tiny"
-    config.model.dropout = 0.0
-    config.train.batch_size = 16
-    config.train.epochs = 20
+    """As jaxlm/experiment/presets.py starts it: a very small new model on the sample."""
 
 
 def base(config):

@@ -27,16 +27,18 @@ NAMES = {
     "token_classification": "token_classification",
     "classify": "text_classification",
     "text_classification": "text_classification",
+    "masked_lm": "masked_lm",
+    "causal_lm": "causal_lm",
 }
 
 
 def config(task: str, *, tiny: bool = False) -> ConfigDict:
     """The config of a task, to be changed by attribute: ``config.train.epochs = 3``.
 
-    ``task`` is ``ner`` (or ``token_classification``) or ``classify`` (or
-    ``text_classification``). The keys are those of the config files and the values
-    those of ``configs/ner.py`` and ``configs/classify.py``; ``tiny`` is their variant,
-    a very small random model that needs no download. ``config.data.train``,
+    ``task`` is ``ner`` (or ``token_classification``), ``classify`` (or
+    ``text_classification``), ``masked_lm`` or ``causal_lm``. The keys are those of the
+    config files and the values those of ``configs/``; ``tiny`` is their variant, a very
+    small random model that needs no download. ``config.data.train``,
     ``validation`` and ``test`` take a source string or a list of records; ``""`` or
     ``[]`` for none.
 

@@ -62,12 +62,14 @@ def export_run(
     Raises:
       UserError: transformers has no class for it, or the output is in use.
     """
-    head = HEADS[run.config.task.name]
+    head = HEADS.get(run.config.task.name)
     model = run.workdir / "model"
     family, transformer, hf = read_config(model)
-    name = language_class(hf, transformer.causal)
-    name = name if head == "language" else family.class_name(head)
-    if name is None:
+    if head == "language":
+        name = language_class(hf, transformer.causal)
+    else:
+        name = family.class_name(head) if head else None
+    if head is None or name is None:
         raise UserError(
             f"{run.workdir}: transformers has no {run.config.task.name} for"
             f" {family.model_type}, so nothing would open an export"

@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 STARTS = {
     "token_classification": ("sample:ner", 12, 3e-4),
     "text_classification": ("sample:topics", 10, 2e-4),
-    "masked_lm": ("sample:text", 10, 1e-3),
-    "causal_lm": ("sample:text", 10, 1e-3),
+    "masked_lm": ("sample:text", 20, 1e-3),
+    "causal_lm": ("sample:text", 20, 1e-3),
 }
 """By task: the sample corpus, and the epochs and learning rate that suit it."""
+NEW = {"masked_lm": "random:tiny", "causal_lm": "random:gpt-tiny"}
+"""By task of pretraining: a very small model, from nothing."""
 
 
 def start(task: str) -> ConfigDict:
     """The defaults of a task: a pretrained model on the sample corpus.
 
-    Rows hold about five sentences each, so 4 rows are a batch of 20.
+    Rows hold about five sentences each, so 4 rows are a batch of 20. Pretraining begins
+    with a very small new model.
     """
     sample, epochs, rate = STARTS[task]
     config: Any = to_config_dict(ExperimentConfig)
@@ -34,14 +37,16 @@ def start(task: str) -> ConfigDict:
     config.train.epochs = epochs
     config.train.batch_size = 4
     config.optimizer.learning_rate = rate
+    if task in NEW:
+        config.model.pretrained, config.model.dropout = NEW[task], 0.0
+        config.train.batch_size = 16
     return config
 
 
 def tiny(config: Any) -> None:
     """A very small random model on a piece of the sample: seconds, to the end."""
     sample, _, _ = STARTS[config.task.name]
-    causal = config.task.name == "causal_lm"
-    config.model.pretrained = "random:gpt-tiny" if causal else "random:tiny"
+    config.model.pretrained = NEW.get(config.task.name, "random:tiny")
     config.data.train = f"{sample}[:64]"
     config.data.validation = config.data.test = f"{sample}[:32]"
     config.data.max_length = 64
