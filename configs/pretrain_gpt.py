@@ -23,7 +23,7 @@ def get_config(variant: str = ""):
 
 
 def default(config):
-    """As jaxlm/experiment/presets.py starts it: a very small new model on the sample."""
+    """As jaxlm/experiment/presets.py starts it: a very small new model."""
 
 
 def small(config):
