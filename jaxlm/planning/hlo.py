@@ -20,6 +20,8 @@ BYTES = {
 """Of one element; 8-bit floats (f8e4m3fn and others) have names that begin with f8."""
 MAIN = 0
 """The memory space of an array that says none: the chip's main memory."""
+HOST = 5
+"""That of the host's memory, where ``model.remat=offload`` keeps activations."""
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")

@@ -25,7 +25,7 @@ from jaxlm.planning.collectives import (
     stated_in,
     waits,
 )
-from jaxlm.planning.hlo import Computation, Instruction, Module, trips
+from jaxlm.planning.hlo import HOST, Computation, Instruction, Module, trips
 from jaxlm.planning.network import Network
 
 TILE = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
@@ -86,6 +86,7 @@ class Walk:
         self.devices = math.prod(mesh.values())
         self.unknown: set[str] = set()
         self.loops: set[str] = set()
+        self.offloads = False
 
     def run(self) -> Timeline:
         """The whole step."""
@@ -99,6 +100,11 @@ class Walk:
             line.notes.append(
                 "how often these loops run is not in the program; they count once: "
                 + ", ".join(sorted(self.loops))
+            )
+        if self.offloads:
+            line.notes.append(
+                "what moves to the host's memory and back is taken to be hidden: its"
+                " link has no figure here"
             )
         return line
 
@@ -215,6 +221,7 @@ class Walk:
             return
         busy = self._arithmetic_seconds(inside, each)
         reading = size / (self.device.bandwidth * self.efficiency.memory)
+        self.offloads |= any(array.space == HOST for array in each.arrays)
         if each.opcode == "copy-start":
             # Moves to memory on the chip ahead of its use, beside other work.
             line.bytes += size

@@ -237,3 +237,13 @@ def test_a_tpu_s_collective_that_is_fused_with_computations_is_one():
     assert line.seconds == pytest.approx(product)
     assert line.flops == 2 * 4096**3
     assert found.exposed == 0 < found.seconds < product
+
+
+def test_what_moves_to_the_host_is_said_to_be_hidden():
+    lines = (
+        "  %x = bf16[1024,1024]{1,0} parameter(0)\n"
+        "  %y = (bf16[1024,1024]{1,0:S(5)}, bf16[1024,1024]{1,0}, u32[]{:S(2)})"
+        " copy-start(%x)\n  %z = bf16[1024,1024]{1,0:S(5)} copy-done(%y)"
+    )
+    line = Walk(parse(entry(lines)), MESH, network("v5p:4x4x4"), IDEAL).run()
+    assert any("host" in note for note in line.notes)
