@@ -82,10 +82,10 @@ def assert_goes_on(workdir, whole, step):
     [
         # Not while its step is compiled: tests/test_kill.py tries that.
         (training, "turns", 1, 1, signal.SIGTERM),
-        (Evaluator, "evaluate", 2, 4, signal.SIGINT),  # of step 3, saved itself, too
+        (Evaluator, "evaluate", 2, 3, signal.SIGINT),  # made anew when it goes on
         (Checkpoints, "save", 1, 3, signal.SIGTERM),  # of step 2
         other(training, "turns", 1, 1, signal.SIGINT),
-        other(Evaluator, "evaluate", 2, 4, signal.SIGTERM),
+        other(Evaluator, "evaluate", 2, 3, signal.SIGTERM),
         other(Checkpoints, "save", 1, 3, signal.SIGINT),
     ],
 )

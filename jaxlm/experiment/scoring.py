@@ -57,10 +57,16 @@ def check_metric(config: ExperimentConfig, task: Task) -> None:
 
 
 def score(
-    evaluator: Evaluator, state: State, data: Dataset, split: str, records: RunRecords
+    evaluator: Evaluator,
+    state: State,
+    data: Dataset,
+    split: str,
+    records: RunRecords,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate and write down results and predictions."""
-    evaluation = evaluator.evaluate(join(state.trainable, state.frozen), data)
+    params = join(state.trainable, state.frozen)
+    evaluation = evaluator.evaluate(params, data, stopped)
     record(evaluation, split, int(state.step), records)
     return evaluation
 
@@ -89,14 +95,16 @@ def validate(
     evaluator: Evaluator,
     records: RunRecords,
     say: Callable[[str], None],
+    stopped: Callable[[], bool],
 ) -> Callable[[State], Mapping[str, Any] | None]:
-    """What the loop calls when an evaluation is due."""
+    """What the loop calls when an evaluation is due; ``stopped`` interrupts it."""
     wanted, _ = wanted_metric(run.parts.config, run.parts.task.headline)
 
     def run_validation(state: State) -> Mapping[str, Any] | None:
         if "validation" not in run.data:
             return None
-        found = score(evaluator, state, run.data["validation"], "validation", records)
+        data = run.data["validation"]
+        found = score(evaluator, state, data, "validation", records, stopped)
         if wanted not in found.metrics:  # of a label that does not occur
             say(
                 f"validation at step {int(state.step)} has no {wanted}"

@@ -10,16 +10,30 @@ from typing import Any
 
 from jaxlm.core.hosts import here
 
+EVERY = 16
+"""Batches after which the processes of an evaluation agree whether to go on."""
+
 
 class Stop:
     """Whether a signal asked to stop, and which; of several processes, any of them."""
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._asked = 0
 
     def __call__(self, step: int) -> bool:
         """Whether to stop after so many steps."""
         return here().stops(step, self.number)
+
+    def between(self) -> bool:
+        """Whether to stop between two batches of an evaluation.
+
+        Several processes ask one another now and then, which takes a while.
+        """
+        self._asked += 1
+        if here().count == 1:
+            return self.number is not None
+        return self._asked % EVERY == 0 and self.agreed()
 
     def agreed(self) -> bool:
         """After training: whether to stop, on all processes alike."""

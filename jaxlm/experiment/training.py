@@ -254,7 +254,9 @@ def _train(
                     config.train.log_every_steps,
                 ),
                 schedule=jax.jit(schedule_of(run)),  # one program, not one for each +
-                evaluate=validate(run, evaluator, records, progress.say),
+                evaluate=validate(
+                    run, evaluator, records, progress.say, stopped.between
+                ),
                 checkpoints=checkpoints,
                 records=records,
                 progress=progress,

@@ -149,16 +149,24 @@ class Checkpoints:
         """The step of the best score, the earliest of equals; None if none has one."""
         return next(iter(ranked(self._manager.checkpoints, self._rank)), None)
 
+    def unscored(self, step: int) -> bool:
+        """Whether a step is on disk without the scores of an evaluation."""
+        return any(
+            each.step == step and not each.metrics for each in self._manager.checkpoints
+        )
+
     def save(self, state: State, metrics: Mapping[str, float] | None = None) -> None:
         """Begin to save; the state may be donated as soon as this returns.
+
+        A step that is on disk stays as it is, unless only now it has metrics.
 
         Raises:
           NotSaved: this one, or the one before, cannot be written.
         """
         step = int(state.step)
-        if step in self.steps():
-            return
         self._saving.ready()
+        if step in self.steps() and not (metrics and self.unscored(step)):
+            return
         items = self._staging.stage(split(state), int(state.phase))
         self._saving.begin(step, items, numbers_with_checksum(metrics or {}) or None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
 from jaxlm.data.packing import cut
 from jaxlm.data.plan import PlannedStep, most_segments, plan_once
+
+
+class Interrupted(Exception):
+    """An evaluation that was not ended, because its process is to end."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,23 @@ class Evaluator:
 
         self._run = jax.jit(run, out_shardings=replicated(mesh))
 
-    def evaluate(self, params: Params, data: Dataset) -> Evaluation:
+    def evaluate(
+        self,
+        params: Params,
+        data: Dataset,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Evaluation:
         """Loss, the task's metrics and the predictions of a labelled data set.
+
+        ``stopped`` is asked before each batch.
 
         Raises:
           UserError: the data set has nothing to score.
+          Interrupted: it was ``stopped``.
         """
         began = time.perf_counter()
         totals: dict[str, np.ndarray] = {}
-        predictions = self._predict(params, data, totals)
+        predictions = self._predict(params, data, totals, stopped)
         seconds = time.perf_counter() - began
         if not any(pair[1] for pair in totals.values()):
             raise UserError(
@@ -104,7 +116,7 @@ class Evaluator:
 
         On process 0: none on another.
         """
-        return self._predict(params, data, {})
+        return self._predict(params, data, {}, lambda: False)
 
     def lower(self, params: Params, data: Dataset) -> jax.stages.Lowered:
         """What the first batch of a data set runs; ``params`` may be shapes."""
@@ -128,10 +140,14 @@ class Evaluator:
         )
 
     def _predict(
-        self, params: Params, data: Dataset, totals: dict[str, np.ndarray]
+        self,
+        params: Params,
+        data: Dataset,
+        totals: dict[str, np.ndarray],
+        stopped: Callable[[], bool],
     ) -> list[Prediction]:
         pieces: list[Any] = [None] * len(data.windows)
-        for index, part in self._windows(params, data, totals):
+        for index, part in self._windows(params, data, totals, stopped):
             pieces[index] = self.task.decode(part, data.windows[index])
         if not here().first:
             return []
@@ -144,11 +160,17 @@ class Evaluator:
         ]
 
     def _windows(
-        self, params: Params, data: Dataset, totals: dict[str, np.ndarray]
+        self,
+        params: Params,
+        data: Dataset,
+        totals: dict[str, np.ndarray],
+        stopped: Callable[[], bool],
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Every window with its outputs, on process 0; one batch runs meanwhile."""
         waiting: tuple[PlannedStep, Any] | None = None
         for step, batch in self._loader(data).iterate():
+            if stopped():
+                raise Interrupted()
             results = self._run(params, batch)
             if waiting:
                 yield from self._cut(*waiting, data, totals)

@@ -22,6 +22,7 @@ from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.config import CheckpointConfig, EvaluateConfig
+from jaxlm.train.evaluator import Interrupted
 from jaxlm.train.figures import words
 from jaxlm.train.progress import Progress
 from jaxlm.train.records import RunRecords
@@ -147,6 +148,11 @@ def fit(
     plan, meter, clock = due.plan, Meter(), Clock(loader, elapsed)
     number = start = int(state.step)
     turns = turns or {}
+    if checkpoints.unscored(number) and due.evaluation(number):
+        try:  # which was interrupted
+            checkpoints.save(state, evaluate(state))
+        except Interrupted:
+            return state
     clock.pause()
     for planned, batch in loader.iterate(number):
         if number in turns:  # a phase begins
@@ -197,7 +203,11 @@ def fit(
             seconds=round(clock.elapsed, 3),
             **({"phase": int(state.phase) + 1} if turns else {}),
         )
-        scores = evaluate(state) if due.evaluation(number) else None
+        try:
+            scores = evaluate(state) if due.evaluation(number) else None
+        except Interrupted:  # the checkpoint is given its scores when the run goes on
+            checkpoints.save(state)
+            break
         if due.save(number):
             with clock.saving():
                 checkpoints.save(state, scores)

@@ -46,7 +46,7 @@ class Saving:
 
         def begin() -> None:
             response = self.manager.save_checkpointables_async(
-                step, items, metrics=metrics, force=True
+                step, items, metrics=metrics, force=True, overwrite=True
             )
             self._under_way = step, response
 

@@ -12,6 +12,7 @@ from jaxlm.core.types import LossSum
 from jaxlm.data.lengths import Table
 from jaxlm.data.plan import plan_run
 from jaxlm.train.config import CheckpointConfig, EvaluateConfig
+from jaxlm.train.evaluator import Interrupted
 from jaxlm.train.loop import Clock, Diverged, Due, Meter, fit
 from jaxlm.train.records import RunRecords
 from jaxlm.train.state import State
@@ -119,8 +120,12 @@ class FakeCheckpoints:
     def __init__(self):
         self.saved, self.waited = {}, False
 
+    def unscored(self, step):
+        return step in self.saved and self.saved[step] is None
+
     def save(self, state, metrics=None):
-        self.saved.setdefault(int(state.step), metrics)
+        step = int(state.step)
+        self.saved[step] = self.saved.get(step) or metrics
 
     def wait(self):
         self.waited = True
@@ -153,6 +158,7 @@ class Running:
         self.records, self.step, self.start = RunRecords(folder), step, start
         self.stop_at, self.due = stop_at, plan or due()
         self.reached = start
+        self.evaluate = lambda state: {"f1": int(state.step) / STEPS, "loss": 1.0}
 
     def fit(self):
         zero = jnp.int32(0)
@@ -164,7 +170,7 @@ class Running:
                 FakeLoader(),
                 self.due,
                 schedule=lambda step: 1.0 - step / STEPS,
-                evaluate=lambda state: {"f1": int(state.step) / STEPS, "loss": 1.0},
+                evaluate=self.evaluate,
                 checkpoints=self.checkpoints,
                 records=self.records,
                 progress=self.progress,
@@ -289,6 +295,24 @@ def test_a_wish_to_stop_where_a_save_was_due_keeps_its_score(tmp_path):
     run = Running(tmp_path, stop_at=4)
     run.fit()
     assert run.checkpoints.saved == {4: {"f1": 0.4, "loss": 1.0}}
+
+
+def test_an_evaluation_that_was_interrupted_is_made_when_the_run_goes_on(tmp_path):
+    run = Running(tmp_path)
+    whole, run.evaluate = run.evaluate, interrupted
+    assert int(run.fit().step) == 4
+    assert run.checkpoints.saved == {4: None}
+    again = Running(tmp_path, start=4)
+    again.checkpoints, again.evaluate = run.checkpoints, interrupted
+    assert int(again.fit().step) == 4  # interrupted once more
+    again.evaluate = whole
+    again.fit()
+    assert again.checkpoints.saved[4] == {"f1": 0.4, "loss": 1.0}
+    assert again.progress.steps[0] == 5
+
+
+def interrupted(state):
+    raise Interrupted()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
