@@ -37,6 +37,7 @@ def base(config):
     presets.at_scale(config)
     config.data.max_length = 512
     config.train.batch_size = 256
+    config.train.rows_per_device = 16
     config.train.steps = 1_000_000
     config.optimizer.learning_rate = 1e-4
     config.schedule.warmup_ratio = 0.01

@@ -34,6 +34,7 @@ def small(config):
     presets.at_scale(config)
     config.data.max_length = 1024
     config.train.batch_size = 512
+    config.train.rows_per_device = 16
     config.train.steps = 600_000
     config.optimizer.learning_rate = 6e-4
 
@@ -42,7 +43,7 @@ def xl(config):
     """GPT-2 of 1.5 B parameters."""
     small(config)
     config.model.pretrained = "random:gpt2-xl"
-    config.model.remat = "block"
+    config.model.remat = "dots"
     config.optimizer.learning_rate = 2e-4
 
 
@@ -51,9 +52,10 @@ def llama_7b(config):
     config.model.pretrained = "random:llama-7b"
     config.model.tokenizer = "hf:NousResearch/Llama-2-7b-hf"
     presets.at_scale(config)
-    config.model.remat = "block"
+    config.model.remat = "dots"
     config.data.max_length = 4096
     config.train.batch_size = 1024
+    config.train.rows_per_device = 4
     config.train.steps = 500_000
     config.optimizer.learning_rate = 3e-4
     config.schedule.warmup_ratio = 0.004
@@ -62,6 +64,7 @@ def llama_7b(config):
 def llama_70b(config):
     """Llama 2 of 70 B parameters."""
     llama_7b(config)
+    config.model.remat = "block"
     config.model.pretrained = "random:llama-70b"
     config.model.tokenizer = "hf:NousResearch/Llama-2-70b-hf"
     config.optimizer.learning_rate = 1.5e-4

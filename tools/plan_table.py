@@ -50,18 +50,12 @@ CASES = {
     "bert-large-v5e": Case(
         f"{BERT}:large", "v5e:16x16", ("train.batch_size=4096", "model.remat=dots")
     ),
-    "gpt2-1.5b-h100": Case(
-        f"{GPT}:1.5b", "h100:8", ("train.accumulation=4", "model.remat=dots")
-    ),
-    "7b-v5p": Case(
-        f"{GPT}:7b", "v5p:4x4x4", ("train.batch_size=256", "model.remat=dots")
-    ),
-    "7b-h100": Case(f"{GPT}:7b", "h100:8", ("train.batch_size=32", "model.remat=dots")),
-    "7b-h200": Case(
-        f"{GPT}:7b", "h200:4x8", ("train.batch_size=256", "model.remat=dots")
-    ),
+    "gpt2-1.5b-h100": Case(f"{GPT}:1.5b", "h100:8"),
+    "7b-v5p": Case(f"{GPT}:7b", "v5p:4x4x4"),
+    "7b-h100": Case(f"{GPT}:7b", "h100:8"),
+    "7b-h200": Case(f"{GPT}:7b", "h200:4x8"),
     "70b-v5p": Case(f"{GPT}:70b", "v5p:8x8x8", ("train.batch_size=2048",)),
-    "70b-h100": Case(f"{GPT}:70b", "h100:32x8", ("train.batch_size=1024",)),
+    "70b-h100": Case(f"{GPT}:70b", "h100:32x8"),
 }
 
 

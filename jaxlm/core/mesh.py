@@ -113,8 +113,12 @@ class Rules:
 
         The rows that are added are padding, of weight 0: losses stay those of ``rows``.
         """
-        parts = math.prod(mesh.shape[axis] for axis in self["batch"]) * accumulation
+        parts = self.devices_of_rows(mesh) * accumulation
         return -(-rows // parts) * parts
+
+    def devices_of_rows(self, mesh: Mesh) -> int:
+        """How many devices share the rows of a batch."""
+        return math.prod(mesh.shape[axis] for axis in self["batch"])
 
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
         """Tell the compiler how an activation lies on the mesh of ``jax.set_mesh``.

@@ -70,8 +70,8 @@ def compile_ahead(run: Prepared, states: States, *, new: bool) -> Iterator[Progr
 def compiled_step(parts: Parts, states: States) -> Step:
     """The step of a task, compiled when it is first taken in a phase."""
     objective = task_objective(parts.task, parts.model.apply)
-    accumulation = parts.config.train.accumulation
-    step = make_step(objective, states.optimizer, accumulation, parts.task.present)
+    count = parts.accumulation
+    step = make_step(objective, states.optimizer, count, parts.task.present)
     platform = parts.mesh.devices.flat[0].platform
     options = COMPILER_OPTIONS.get(platform)
     return jax.jit(step, donate_argnums=0, compiler_options=options)

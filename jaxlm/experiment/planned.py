@@ -169,7 +169,7 @@ def abstract_batch(
         fills=task.fills,
     )
     train = config.train
-    rows = parts.rules.rows_on_mesh(parts.mesh, train.batch_size, train.accumulation)
+    rows = parts.rules.rows_on_mesh(parts.mesh, train.batch_size, parts.accumulation)
     split = parts.rules.batch_sharding(parts.mesh)
     return {
         name: jax.ShapeDtypeStruct(

@@ -262,8 +262,8 @@ def rows_of(run: Prepared) -> int:
 
 def loader(run: Prepared) -> Loader:
     """The batches of the plan, this process's rows of each."""
-    train, parts = run.parts.config.train, run.parts
-    rows = parts.rows(rows_of(run), train.accumulation)
+    parts = run.parts
+    rows = parts.rows(rows_of(run), parts.accumulation)
     return Loader(
         run.data["train"].windows,
         run.plan,

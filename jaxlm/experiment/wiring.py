@@ -71,6 +71,12 @@ class Parts:
             self.shardings,
         )
 
+    @property
+    def accumulation(self) -> int:
+        """The microbatches that a step is cut into."""
+        devices = self.rules.devices_of_rows(self.mesh)
+        return self.config.train.microbatches(devices)
+
     def rows(self, count: int, accumulation: int = 1) -> Rows:
         """A batch of at least so many rows, which divide over the mesh."""
         whole = self.rules.rows_on_mesh(self.mesh, count, accumulation)

@@ -26,14 +26,14 @@ def remedies(config: Any, topology: Topology) -> list[tuple[str, ...]]:
     less = [each for each in choices if REMAT.index(each) > REMAT.index(remat)]
     found += [(remat_override(each),) for each in less[-2:]]
     more = microbatches(config, topology)
-    accumulation = config.train.accumulation
+    accumulation = config.train.microbatches(topology.devices)
     larger = [each for each in more if each > accumulation]
-    found += [(accumulation_override(each),) for each in (larger[:1] + larger[-1:])]
+    found += [accumulation_overrides(each) for each in (larger[:1] + larger[-1:])]
     sizes = config.mesh.sizes
     if sizes["fsdp"] != -1 and sizes["fsdp"] < topology.devices:
         found.append(mesh_overrides(fsdp=-1, data=1))
     if larger and less:
-        found.append((remat_override(less[-1]), accumulation_override(larger[-1])))
+        found.append((remat_override(less[-1]), *accumulation_overrides(larger[-1])))
     if topology.devices % 2 == 0:
         found.append(mesh_overrides(data=1, fsdp=-1, tensor=2))
     return list(dict.fromkeys(found))
@@ -61,7 +61,7 @@ def variants(
     counts = microbatches(config, topology)
     found = [
         Variant(
-            (*mesh, accumulation_override(count), remat_override(remat)),
+            (*mesh, *accumulation_overrides(count), remat_override(remat)),
             likely_bytes(facts, topology, count, remat, tensor_of(mesh)),
             RECOMPUTED[remat] + 0.02 * math.log2(count) + 0.05 * place,
         )
@@ -139,8 +139,11 @@ def remat_override(value: str) -> str:
     return f"--config.model.remat={value}"
 
 
-def accumulation_override(count: int) -> str:
-    return f"--config.train.accumulation={count}"
+def accumulation_overrides(count: int) -> tuple[str, str]:
+    return (
+        f"--config.train.accumulation={count}",
+        "--config.train.rows_per_device=none",
+    )
 
 
 def mesh_overrides(**sizes: int) -> tuple[str, ...]:

@@ -25,6 +25,13 @@ class TrainConfig:
     accumulation: int = field(
         1, "microbatches that a step is cut into, to save memory", minimum=1
     )
+    rows_per_device: int | None = field(
+        None,
+        "rows that a device computes at a time, on whatever mesh: a step is cut into as"
+        " many microbatches as that takes; accumulation above 1 goes before it",
+        minimum=1,
+        maximum=2**20,
+    )
     precision: str = field(
         "fp32",
         "arithmetic of the layers; parameters and losses stay fp32",
@@ -48,6 +55,12 @@ class TrainConfig:
                 f"{self.accumulation} is not allowed; a divisor of"
                 f" config.train.batch_size, which is {self.batch_size}",
             )
+
+    def microbatches(self, devices: int) -> int:
+        """How many a step is cut into where so many devices share its rows."""
+        if self.accumulation > 1 or self.rows_per_device is None:
+            return self.accumulation
+        return -(-self.batch_size // (self.rows_per_device * devices))
 
 
 @dataclass(frozen=True)

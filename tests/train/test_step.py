@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxlm.core.types import LossSum
+from jaxlm.train.config import TrainConfig
 from jaxlm.train.state import State
 from jaxlm.train.step import make_step
 
@@ -146,3 +147,17 @@ def test_every_microbatch_draws_its_own_dropout(batch):
         figures["measures"]["square"].total,
     )
     assert not np.isclose(2 * squares, total**2)  # equal only if both draws are
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "count"),
+    [
+        ({}, 8, 1),
+        ({"rows_per_device": 4}, 8, 2),
+        ({"rows_per_device": 4}, 3, 6),  # 64 rows and 8 of padding
+        ({"rows_per_device": 100}, 8, 1),
+        ({"rows_per_device": 4, "accumulation": 16}, 8, 16),
+    ],
+)
+def test_microbatches_follow_from_the_rows_that_a_device_takes(given, devices, count):
+    assert TrainConfig(batch_size=64, **given).microbatches(devices) == count
