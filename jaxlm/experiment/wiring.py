@@ -108,6 +108,8 @@ class Parts:
             "windowing": asdict(self.windowing),
             "frame": asdict(self.tokenizer.frame),
         }
+        if self.task.target == self.task.content:  # running text, which ends
+            facts["end"] = self.tokenizer.end
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
