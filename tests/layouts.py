@@ -25,7 +25,7 @@ from jaxlm.train.state import States
 from jaxlm.train.step import make_step
 
 RULES = Rules.of(flatten(RulesConfig()))
-ROWS, PLACES, VOCAB, LAYERS = 16, 32, 64, 4
+ROWS, PLACES, VOCAB, LAYERS = 16, 32, 64, 6
 COMMON = {"vocab_size": VOCAB, "initializer_range": 0.1}
 LLAMA = {
     **COMMON,

@@ -109,6 +109,7 @@ def test_the_rules_are_written_in_the_workdir_s_config(ruled):
         "batch": ["data"],
         "sequence": ["context"],
         "width": ["fsdp", "tensor"],
+        "vector": [],
         "heads": ["tensor"],
         "head_size": [],
         "mlp": ["fsdp"],

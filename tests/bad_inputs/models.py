@@ -84,7 +84,7 @@ SOURCES = [
     ("a wheel that is a flag", source("pypi:--index-url==1"), "must read pypi:name"),
     ("nothing", source(""), "give a folder"),
     ("a name too long", source("a" * 5000), "is no path"),
-    ("an unknown built-in", source("random:tny"), "built in is random:tiny"),
+    ("an unknown built-in", source("random:tny"), "built in are random:bert-base"),
 ]  # fmt: skip
 
 CASES = [

@@ -370,7 +370,7 @@ def test_a_logical_axis_that_does_not_exist_is_told_the_nearest():
 def test_explain_shows_the_rules():
     lines = explain(resolve(ExperimentConfig, None, []), width=200).splitlines()
     start = lines.index("config.mesh.rules") + 1
-    shown = {line.split()[0]: line.split()[1] for line in lines[start : start + 8]}
+    shown = {line.split()[0]: line.split()[1] for line in lines[start : start + 9]}
     assert shown["batch"] == "data,fsdp" and shown["layers"] == "()"
     assert RULE in lines[start]
 
