@@ -15,7 +15,7 @@ def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     of which the others are 0: where devices split the labels, a gather would bring them
     together, and its gradient is a scatter.
     """
-    numbers = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    numbers = jnp.arange(logits.shape[-1])
     wanted = jnp.maximum(labels, 0)[..., None] == jnp.expand_dims(
         numbers, tuple(range(labels.ndim))
     )
