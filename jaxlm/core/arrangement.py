@@ -27,7 +27,7 @@ def arrange(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
 
     slices = 1
     if devices[0].platform == "tpu":  # of GPUs a slice is a host, and rows are in order
-        slices = len({device.slice_index for device in devices})
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
     outer = dict.fromkeys(sizes, 1)
     if slices > 1:
         outer[slice_axis(sizes, slices)] = slices
