@@ -48,6 +48,17 @@ class Visibility:
     reach: int | None = None
     backend: Backend = DENSE
 
+    @property
+    def dense(self) -> jax.Array:
+        """The dense bias.
+
+        Raises:
+          ValueError: there is none, as the backend reads none.
+        """
+        if self.bias is None:
+            raise ValueError(f"no dense bias for attention by {self.backend.name}")
+        return self.bias
+
     def with_bias(self) -> Visibility:
         """The same with the dense bias, where the backend reads it."""
         if self.backend.name != "xla":

@@ -110,18 +110,18 @@ class Attention(nnx.Module):
         cache: LayerCache | None,
     ) -> tuple[jax.Array, LayerCache]:
         """Attention to the memory: that of ``shared``, or what the cache has of it."""
+        visible = shared.memory_visible
+        if visible is None or (shared.memory is None and cache is None):
+            raise ValueError("a decoder needs the memory of its encoder, or a cache")
         if shared.memory is not None:
             keys, value = (
                 self.split(part(shared.memory)) for part in (self.key, self.value)
             )
-        elif cache is not None:
-            keys, value = (
-                cache[f"memory_{name}"].swapaxes(1, 2) for name in ("key", "value")
-            )
         else:
-            raise ValueError("a decoder needs the memory of its encoder, or a cache")
-        visible = shared.memory_visible
-        assert visible is not None
+            kept = cache or {}
+            keys, value = (
+                kept[f"memory_{name}"].swapaxes(1, 2) for name in ("key", "value")
+            )
         query = self.split(self.query(x))
         y, _ = self.attend(query, keys, value, visible, None, key, ())
         kept = {}
@@ -168,8 +168,7 @@ class Attention(nnx.Module):
         )
         found = {}
         if "attention" in collect:
-            assert visible.bias is not None
-            scores = attention_scores(query, keys, visible.bias, **scoring)
+            scores = attention_scores(query, keys, visible.dense, **scoring)
             found["attention"] = jax.nn.softmax(scores, axis=-1)
         return y.reshape(*y.shape[:2], -1), found
 

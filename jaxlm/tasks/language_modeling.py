@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ FAR = 700.0
 """Nats whose exponential a float can still hold."""
 
 
-class LanguageModeling:
+class LanguageModeling(ABC):
     """Texts, of which some tokens are predicted: those whose ``labels`` are not -1.
 
     A text that is longer than a row is cut into rows; ``data.stride`` tokens of each
@@ -90,6 +91,7 @@ class LanguageModeling:
         """The special tokens around a row, by whether it is a text's first and last."""
         return self.tokenizer.frame.before, self.tokenizer.frame.after
 
+    @abstractmethod
     def fields(
         self, tokens: np.ndarray, span: range, seen: int, place: tuple[int, int]
     ) -> dict[str, np.ndarray]:
@@ -98,7 +100,6 @@ class LanguageModeling:
         ``span`` is that of the text; its first ``seen`` tokens are in the row before,
         too. ``place`` is the text's number and the row's first token in it.
         """
-        raise NotImplementedError
 
     def build(self, backbone: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
         """The family's own head over the vocabulary.

@@ -47,7 +47,6 @@ def one(line: str, before: str = ""):
 def test_groups_are_read_in_every_way_that_xla_writes_them(text, first, axis):
     _, _, each = one(f"  %y = bf16[1024,1024]{{1,0}} all-reduce(%x), {text}")
     groups = groups_of(each, 64)
-    assert groups is not None
     assert groups[0].tolist() == first
     assert sorted(groups.ravel().tolist()) == list(range(groups.size))
     assert axes_of(groups, MESH) == axis
@@ -57,7 +56,6 @@ def test_pairs_of_a_permute_tell_their_axis():
     text = "source_target_pairs={{0,16},{16,32},{32,48}}"
     _, _, each = one(f"  %y = bf16[1024,1024]{{1,0}} collective-permute(%x), {text}")
     pairs = pairs_of(each)
-    assert pairs is not None
     assert axes_of_pairs(pairs, MESH) == "data"
 
 

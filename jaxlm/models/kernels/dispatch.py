@@ -37,12 +37,11 @@ def attention(
     """
     backend = visible.backend
     if backend.name == "xla":
-        assert visible.bias is not None
         return dense_attention(
             query,
             key,
             value,
-            visible.bias,
+            visible.dense,
             scale=scale,
             cap=cap,
             relative=relative,
