@@ -189,6 +189,7 @@ class LanguageModeling(ABC):
         self, predictions: Sequence[Prediction], examples: Sequence[Record]
     ) -> None:
         """None: a table of the vocabulary by itself says nothing."""
+        return None
 
     def report(
         self, predictions: Sequence[Prediction], examples: Sequence[Record]
