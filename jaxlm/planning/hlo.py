@@ -192,10 +192,13 @@ def _instruction(line: str) -> Instruction | None:
     close = _closing(line, opcode.end() - 1)
     inside = line[opcode.end() : close]
     plain = opcode[1] in ("constant", "parameter", "iota")
+    kind, made = opcode[1], start
+    if kind == "fusion-start":  # ((what it reads), what it makes, u32[])
+        kind, made = "fusion", _closing(line, start + 1)
     return Instruction(
         head[2],
-        opcode[1],
-        read_arrays(line[start:end]),
+        kind,
+        read_arrays(line[made:end].removesuffix("u32[])")),
         () if plain else tuple(_NAME.findall(inside)),
         inside if plain else "",
         line[close + 1 :],

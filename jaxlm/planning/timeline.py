@@ -30,6 +30,8 @@ from jaxlm.planning.network import Network
 
 TILE = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
 """The side of a TPU's matrix unit: smaller products leave a part of it idle."""
+BESIDE = ("copy-start", "async-start", "slice-start")
+"""What computes or moves beside other work, other than collectives."""
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Walk:
         self.devices = math.prod(mesh.values())
         self.unknown: set[str] = set()
         self.loops: set[str] = set()
+        self.strange: set[str] = set()
         self.offloads = False
 
     def run(self) -> Timeline:
@@ -100,6 +103,11 @@ class Walk:
             line.notes.append(
                 "how often these loops run is not in the program; they count once: "
                 + ", ".join(sorted(self.loops))
+            )
+        if self.strange:
+            line.notes.append(
+                "this compiler writes operations that are not known here, whose bytes"
+                f" may be wrong: {', '.join(sorted(self.strange))}"
             )
         if self.offloads:
             line.notes.append(
@@ -222,6 +230,8 @@ class Walk:
         busy = self._arithmetic_seconds(inside, each)
         reading = size / (self.device.bandwidth * self.efficiency.memory)
         self.offloads |= any(array.space == HOST for array in each.arrays)
+        if each.opcode.endswith("-start") and each.opcode not in BESIDE:
+            self.strange.add(each.opcode)
         if each.opcode == "copy-start":
             # Moves to memory on the chip ahead of its use, beside other work.
             line.bytes += size

@@ -118,3 +118,29 @@ def test_a_prefetch_moves_an_array_once():
     module, inside, start = only(lines)
     assert moved(module, inside, start) == 512
     assert moved(module, inside, inside["z"]) == 0
+
+
+def test_a_fusion_that_runs_beside_others_costs_what_a_fusion_does():
+    """As a GPU's compiler of jax 0.11 writes the storing of a layer's activations."""
+    fused = (
+        "%store (a: bf16[48,128,64], b: bf16[128,64], c: s32[]) -> bf16[48,128,64] {\n"
+        "  %a = bf16[48,128,64]{2,1,0} parameter(0)\n"
+        "  %b = bf16[128,64]{1,0} parameter(1)\n"
+        "  %c = s32[] parameter(2)\n"
+        "  %d = bf16[1,128,64]{2,1,0} bitcast(%b)\n"
+        "  %zero = s32[] constant(0)\n"
+        "  ROOT %u = bf16[48,128,64]{2,1,0} dynamic-update-slice(%a, %d, %c, %zero,"
+        " %zero)\n}\n"
+    )
+    lines = (
+        "  %x = bf16[48,128,64]{2,1,0} parameter(0)\n"
+        "  %k = bf16[128,64]{1,0} parameter(1)\n  %n = s32[] parameter(2)\n"
+        "  %s = ((bf16[48,128,64]{2,1,0}, bf16[128,64]{1,0}, s32[]),"
+        " bf16[48,128,64]{2,1,0}, u32[]) fusion-start(%x, %k, %n), kind=kLoop,"
+        " calls=%store\n"
+        "  %y = bf16[48,128,64]{2,1,0} fusion-done(%s)"
+    )
+    module, inside, start = only(lines, fused, "s")
+    assert start.arrays == (Array("bf16", (48, 128, 64)),)
+    assert moved(module, inside, start) == 2 * 128 * 64 * 2
+    assert moved(module, inside, inside["y"]) == 0
