@@ -11,8 +11,8 @@
 #   generate DIR    logits and generation with random weights; DIR has a config.json
 #
 # Uses the python of the environment as it is and installs nothing. What it measures goes
-# to $OUT (default: a temporary directory), a line of JSON for each figure; $PLANS is a
-# directory of plans made before (default: they are made here).
+# to $OUT (default: a temporary directory), a line of JSON for each figure. $PLANS is a
+# directory of plans that were made before; without it they are made here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${OUT:-$(mktemp -d)}"
@@ -31,10 +31,19 @@ print(f"{names[0]}:{jax.device_count()}" if names else "")
 PY
 )
 
+losses() { # losses WORKDIR: of each line of training, all digits
+  python -c 'import json, sys
+for line in map(json.loads, open(sys.argv[1])):
+    if line["split"] == "train": print(line["step"], line["loss"])' "$1/metrics.jsonl"
+}
+
 tiny() {
   python -m jaxlm.main --config=configs/ner.py:tiny --workdir="$work/ner-tiny"
-  python -m jaxlm.main --config=configs/pretrain_gpt.py:tiny --workdir="$work/gpt-tiny" \
-    --config.train.precision=bf16
+  for run in one two; do # equal bit for bit? atomics of cuDNN's backward pass say no
+    python -m jaxlm.main --config=configs/pretrain_gpt.py:tiny --workdir="$work/gpt-$run" \
+      --config.train.precision=bf16
+  done
+  cmp <(losses "$work/gpt-one") <(losses "$work/gpt-two") && echo "two runs are equal"
 }
 
 ner() {
@@ -51,7 +60,7 @@ ner() {
 step() { # step NAME CONFIG ARGUMENT...: plan it, measure it
   local name=$1 config=$2
   shift 2
-  if [[ -n $device && ! -f $plans/$name.json ]]; then
+  if [[ -n $device && -z ${PLANS:-} ]]; then
     python -m jaxlm.plan --config="configs/$config" --topology="$device" --json "$@" \
       > "$plans/$name.json" || rm -f "$plans/$name.json"
   fi
@@ -76,6 +85,10 @@ PY
   step gpt2-1.5b pretrain_gpt.py:1.5b --config.train.batch_size=64
   step bert-large pretrain_bert.py:large --config.train.batch_size=64
   step gpt2-124m pretrain_gpt.py:124m --config.train.batch_size=64
+  step bert-large-unrolled pretrain_bert.py:large --config.train.batch_size=64 \
+    --config.model.scan=false
+  step gpt2-124m-unrolled pretrain_gpt.py:124m --config.train.batch_size=64 \
+    --config.model.scan=false
 }
 
 stages=("$@")

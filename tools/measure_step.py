@@ -130,20 +130,16 @@ def first_state(planned: Planned) -> Any:
 
 
 def random_batch(planned: Planned) -> dict[str, jax.Array]:
-    """Rows without padding, of two examples each where rows are packed."""
+    """Rows of one example each, without padding: a plan counts attention of these."""
     rows, length = planned.batch["tokens"].shape
     random = np.random.default_rng(0)
-    tokens = random.integers(0, planned.facts["outputs"], (rows, length), np.int32)
-    packed = planned.batch["starts"].shape[1] > 1
-    cut = length // 3 if packed else length
-    segments = np.where(np.arange(length) < cut, 1, 2)
-    positions = np.where(segments == 1, 0, -cut) + np.arange(length)
+    tokens = random.integers(0, planned.facts["vocab_size"], (rows, length), np.int32)
     made = {
         "tokens": tokens,
         "labels": np.roll(tokens, -1, axis=1),
         "mask": np.ones((rows, length)),
-        "segments": np.broadcast_to(segments, (rows, length)),
-        "positions": np.broadcast_to(positions, (rows, length)),
+        "segments": np.ones((rows, length)),
+        "positions": np.broadcast_to(np.arange(length), (rows, length)),
         "dice": random.integers(0, 2**31 - 1, (rows, length)),
     }
     placed = {}

@@ -23,7 +23,9 @@ from jaxlm.experiment.ahead import compiled_step
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import open_tokenizer
 from jaxlm.experiment.wiring import Parts, make_parts
+from jaxlm.models.backends import compute_capability
 from jaxlm.models.checkpoint import Checkpoint, open_checkpoint
+from jaxlm.models.kernels.cudnn import planned_for
 from jaxlm.planning.formulas import model_flops
 from jaxlm.tasks.registry import TASKS
 from jaxlm.train.optimizer import make_optimizer
@@ -56,7 +58,8 @@ class Planned:
 
     def lower(self) -> jax.stages.Lowered:
         """Traced and sharded, not compiled."""
-        with jax.set_mesh(self.mesh):
+        capability = compute_capability(self.mesh.devices.flat[0])
+        with jax.set_mesh(self.mesh), planned_for(capability):
             return self.step.lower(self.state, self.batch)
 
 
@@ -203,6 +206,7 @@ def describe(
         "layers": transformer.layers * transformer.repeats,
         "width": transformer.width,
         "mlp_width": transformer.mlp_width * (2 if transformer.gated else 1),
+        "vocab_size": transformer.vocab_size,
         "outputs": transformer.vocab_rows if language else len(parts.task.labels),
         "parameter_bytes": held(state.trainable) + held(state.frozen),
         "optimizer_bytes": held(state.optimizer),

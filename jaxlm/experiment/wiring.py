@@ -28,7 +28,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.models.architecture import Dropout, TransformerConfig
-from jaxlm.models.backends import Backend, Need, choose
+from jaxlm.models.backends import Backend, Need, choose, compute_capability
 from jaxlm.models.checkpoint import Checkpoint, read_config
 from jaxlm.models.exporting import SETTINGS, copy_files
 from jaxlm.models.functional import Model, functional
@@ -150,11 +150,13 @@ def make_parts(
     check_heads(transformer, mesh, rules)
     for length in row_lengths(data.max_length, data.packing):
         rules.sharding(mesh, ("sequence",), (length,), "a row")
+    device = mesh.devices.flat[0]
     attention = choose(
         config.model.attention,
         Need.of(
             transformer,
-            platform=mesh.devices.flat[0].platform,
+            platform=device.platform,
+            capability=compute_capability(device),
             dtype=jnp.dtype(DTYPES[config.train.precision]).name,
             split=any(mesh.shape[axis] > 1 for axis in rules["sequence"]),
             packing=data.packing,

@@ -25,7 +25,7 @@ MASKED = -1e30
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["queries", "keys", "order", "extra", "bias"],
-    meta_fields=["causal", "reach", "backend"],
+    meta_fields=["causal", "reach", "most", "backend"],
 )
 @dataclass(frozen=True)
 class Visibility:
@@ -34,7 +34,8 @@ class Visibility:
     ``queries i32[B, S]`` and ``keys i32[B, T]`` are their segments; 0 is padding, which
     nobody sees. ``order``: the places i32[S] and i32[T] of both in their sequence, by
     default one after another from 0. ``extra f32[1, H, S, T]`` is added to the scores
-    (T5). ``causal`` and ``reach`` as for ``attention_bias``. ``bias f32[B, 1 or H, S,
+    (T5). ``causal`` and ``reach`` as for ``attention_bias``. ``most`` is how many
+    segments a row may hold, None as many as it has tokens. ``bias f32[B, 1 or H, S,
     T]`` is all of that at once, which only the dense ``backend`` reads: ``with_bias``
     makes it, once for all layers.
     """
@@ -46,6 +47,7 @@ class Visibility:
     bias: jax.Array | None = None
     causal: bool = False
     reach: int | None = None
+    most: int | None = None
     backend: Backend = DENSE
 
     @property

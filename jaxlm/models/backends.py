@@ -7,8 +7,10 @@ this process: programs are also compiled for machines that are not here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxlm.core.errors import UserError
 from jaxlm.models.architecture import TransformerConfig
@@ -37,18 +39,19 @@ class Ability:
     """What a backend can do; ``docs/attention.md`` is its table.
 
     ``platforms``: where it runs (none: everywhere). ``head_multiple`` and ``head_most``
-    bound the size of a head. ``packing``: several segments in a row. ``window``: layers
-    that see so far and no further, ``any`` of them, ``causal`` ones only, or ``none``.
-    ``extra``: a bias of each head and distance (T5). ``relative``: content against
-    position (DeBERTa). ``cap``: of the scores. ``dropout``: of the weights.
-    ``context``: tokens of a row on several devices, without gathering them.
+    bound the size of a head. ``packing_since``: the compute capability of GPUs from
+    which on rows may hold several segments. ``window``: layers that see so far and no
+    further, ``any`` of them, ``causal`` ones only, or ``none``. ``extra``: a bias of
+    each head and distance (T5). ``relative``: content against position (DeBERTa).
+    ``cap``: of the scores. ``dropout``: of the weights. ``context``: tokens of a row on
+    several devices, without gathering them.
     """
 
     platforms: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     head_multiple: int = 1
     head_most: int | None = None
-    packing: bool = True
+    packing_since: float = 0.0
     window: str = "any"
     extra: bool = False
     relative: bool = False
@@ -65,7 +68,7 @@ ABILITIES: Mapping[str, Ability] = {
         dtypes=("bfloat16",),
         head_multiple=8,
         head_most=128,
-        packing=False,
+        packing_since=9.0,
         window="causal",
         cap=False,
     ),
@@ -90,9 +93,10 @@ PREFERRED: Mapping[str, Sequence[str]] = {
 class Need:
     """What a model on a mesh asks of its attention, as plain facts.
 
-    ``platform`` is that of the mesh's devices; ``split`` says that a row's tokens lie
-    on several of them, ``packing`` that rows may hold several segments, or padding
-    before one. ``reaches`` are those of all kinds of layers.
+    ``platform`` is that of the mesh's devices, and ``capability`` the compute
+    capability of GPUs; ``split`` says that a row's tokens lie on several of them,
+    ``packing`` that rows may hold several segments, or padding before one. ``reaches``
+    are those of all kinds of layers.
     """
 
     platform: str
@@ -106,6 +110,7 @@ class Need:
     relative: bool = False
     cap: bool = False
     dropout: bool = False
+    capability: float = 0.0
 
     @classmethod
     def of(
@@ -116,6 +121,7 @@ class Need:
         dtype: str,
         split: bool,
         packing: bool = True,
+        capability: float = 0.0,
     ) -> Need:
         """What an architecture needs."""
         return cls(
@@ -130,7 +136,14 @@ class Need:
             relative=config.disentangled is not None,
             cap=config.score_cap is not None,
             dropout=config.dropout.weights > 0,
+            capability=capability,
         )
+
+
+def compute_capability(device: Any) -> float:
+    """That of an NVIDIA GPU, here or planned for; 0 of everything else."""
+    found = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))
+    return float(found[0]) if found else 0.0
 
 
 def sizes_of_heads(ability: Ability) -> str:
@@ -163,8 +176,10 @@ def lacks(name: str, need: Need) -> str | None:
             f"has heads {sizes_of_heads(ability)}, not {need.head_size}",
         ),
         (
-            ability.packing or not need.packing,
-            "has no segments (config.data.packing=false needs none)",
+            not need.packing or need.capability >= ability.packing_since,
+            f"has no segments before GPUs of compute capability"
+            f" {ability.packing_since}, not {need.capability}"
+            " (config.data.packing=false needs none)",
         ),
         (
             window or not bounded,

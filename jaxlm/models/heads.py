@@ -15,12 +15,11 @@ from jaxlm.models.architecture import LanguageHead, TransformerConfig
 from jaxlm.models.layers import (
     ACTIVATIONS,
     Linear,
-    Transposed,
     along_last,
     dropout,
     make_norm,
-    matmul,
     parameter,
+    scores_of,
     split_key,
 )
 from jaxlm.models.transformer import pool
@@ -161,7 +160,7 @@ class VocabularyHead(nnx.Module):
         kernel = self.rules.gather(kernel, ("vocab", "width"), x.dtype)
         if head.scale != 1.0:
             x = x * jnp.asarray(head.scale, x.dtype)
-        logits = matmul(x, Transposed(kernel), jnp.float32)
+        logits = scores_of(x, kernel)
         if head.bias:
             logits = logits + along_last(self.bias[...], logits)
         if head.cap is not None:

@@ -26,6 +26,12 @@ from jaxlm.models.multi_head import Shared
 
 BETWEEN = "between_layers"
 """What a layer is given, for rules of what is kept for the backward pass."""
+KERNELS = (
+    "pallas_call",
+    "dot_product_attention_fwd",
+    "dot_product_attention_fwd_wrapper",
+)
+"""The primitives of attention's kernels, by their names in jax."""
 
 
 def create_stack(
@@ -196,9 +202,10 @@ def rematerialise(
 ) -> Callable[..., Any]:
     """Trade compute for memory: what of some layers is kept for the backward pass.
 
-    ``none``: all that it reads. ``block``: what each layer is given. ``dots``: that and
-    the products with kernels. ``offload``: what each layer is given, in the host's
-    memory. ``scanned``: the function is the body of a loop.
+    ``none``: all that it reads. ``block``: what each layer is given. ``dots``: that,
+    the products with weights, and what kernels of attention give. ``offload``: what
+    each layer is given, in the host's memory. ``scanned``: the function is the body of
+    a loop.
     """
     policies = jax.checkpoint_policies
     between = policies.save_only_these_names(BETWEEN)
@@ -209,6 +216,7 @@ def rematerialise(
     elif remat == "dots":
         dots = policies.dots_with_no_batch_dims_saveable
         policy = policies.save_from_both_policies(dots, between)
+        policy = policies.save_from_both_policies(policy, is_kernel)
     elif remat == "offload":
         policy = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
@@ -221,3 +229,8 @@ def rematerialise(
         raise ValueError(f"remat={remat!r}; allowed: {allowed}")
     # A loop's body meets no other computation that it could be merged with.
     return jax.checkpoint(function, policy=policy, prevent_cse=not scanned)
+
+
+def is_kernel(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether this is a kernel of attention, a policy of ``jax.checkpoint``."""
+    return primitive.name in KERNELS

@@ -200,6 +200,7 @@ class Layers(nnx.Module):
                 extra=extra,
                 causal=config.causal,
                 reach=kind.reach,
+                most=batch["starts"].shape[1] if "starts" in batch else None,
                 backend=backend,
             ).with_bias()
             for kind, (each, at) in zip(config.kinds, seen, strict=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 
+from jaxlm.planning.calibration import Efficiency
 from jaxlm.planning.hlo import Computation, Instruction, Module
 
 PALLAS = ("tpu_custom_call", "mosaic_gpu", "mosaic_gpu_v2", "__gpu$xla.gpu.triton")
@@ -20,6 +21,8 @@ SPLASH = {"fwd": 2, "dkv": 4, "dq": 3, "fused_bwd": 5}
 """Products in a kernel of splash attention, by the part of its name."""
 MHA = {"mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7}
 """The same of Pallas's attention for GPUs, by the name of its kernel."""
+HEAD = 128
+"""The size of a head that fills the matrix units."""
 _WHOLE = 2
 """In a mask of blocks: 1 is a block of which a part is computed, 2 a whole one."""
 
@@ -62,6 +65,26 @@ def is_attention(each: Instruction) -> bool:
     return name.startswith("__cudnn$fmha") or (
         name in PALLAS and bool(_splash_products(each) or _mha_products(each))
     )
+
+
+def attention_share(
+    inside: Computation, each: Instruction, efficiency: Efficiency
+) -> float:
+    """The share of the peak that a kernel of attention reaches.
+
+    Heads of less than 128 leave a part of the matrix units idle, cuDNN's as splash
+    attention's: measured of cuDNN on an H200 (docs/benchmarks.md), of splash by the
+    shape of a matrix unit. Pallas's kernel for GPUs is as slow with either.
+    """
+    if _mha_products(each) is not None:
+        return efficiency.pallas
+    sizes = [
+        inside.arrays(each, place)[0].dims
+        for place in range(len(each.operands))
+        if len(inside.arrays(each, place)) == 1
+    ]
+    size = next((dims[-1] for dims in sizes if len(dims) == 4), HEAD)
+    return efficiency.attention * size / (-(-size // HEAD) * HEAD)
 
 
 def _cublas(inside: Computation, each: Instruction) -> float:

@@ -264,7 +264,7 @@ class Walk:
         for home, inner in work.products(self.module, inside, each):
             arithmetic = work.flops(self.module, home, inner)
             if kernels.is_attention(inner):
-                share = self.efficiency.attention
+                share = kernels.attention_share(home, inner, self.efficiency)
             else:
                 share = self.efficiency.product * self._filled(home, inner)
             total += arithmetic / (self.device.flops * share)

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxlm.core.types import LossSum
 
 
+@jax.custom_vjp
 def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Each place's cross-entropy in nats: ``logits f32[..., L]``, ``labels i32[...]``.
 
     Of labels below 0 that of the first. The label's logit is picked by a sum over all,
     of which the others are 0: where devices split the labels, a gather would bring them
-    together, and its gradient is a scatter.
+    together, and its gradient is a scatter. Kept for the backward pass are the logits
+    alone, and no exponential of each, as jax would by itself.
     """
+    return _cross_entropies(logits, labels)[0]
+
+
+def _cross_entropies(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+    chosen = jnp.where(_wanted(logits, labels), logits, 0.0).sum(-1)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    return total - chosen, (logits, labels, total)
+
+
+def _backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+    """The probabilities, less 1 at the label."""
+    logits, labels, total = kept
+    probabilities = jnp.exp(logits - total[..., None])
+    found = jnp.where(_wanted(logits, labels), probabilities - 1.0, probabilities)
+    return found * gradient[..., None], None
+
+
+def _wanted(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """bool[..., L]: which of the logits is the label's."""
     numbers = jnp.arange(logits.shape[-1])
-    wanted = jnp.maximum(labels, 0)[..., None] == jnp.expand_dims(
+    return jnp.maximum(labels, 0)[..., None] == jnp.expand_dims(
         numbers, tuple(range(labels.ndim))
     )
-    chosen = jnp.where(wanted, logits, 0.0).sum(-1)
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+cross_entropies.defvjp(_cross_entropies, _backward)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> LossSum:

@@ -31,8 +31,9 @@ from jaxlm.core.mesh import Rules
 from jaxlm.core.schema import flatten
 from jaxlm.experiment.config import MeshConfig
 from jaxlm.models.architecture import Dropout, LayerKind, TransformerConfig
-from jaxlm.models.backends import Need, choose
+from jaxlm.models.backends import Need, choose, compute_capability
 from jaxlm.models.functional import functional
+from jaxlm.models.kernels.cudnn import planned_for
 from jaxlm.models.transformer import Transformer
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -87,6 +88,7 @@ def compile_step(
     need = Need.of(
         config,
         platform=devices.devices.flat[0].platform,
+        capability=compute_capability(devices.devices.flat[0]),
         dtype="bfloat16",
         split=mesh[3] > 1,
         packing=packing,
@@ -112,11 +114,13 @@ def compile_step(
     split = NamedSharding(devices, PartitionSpec(("data", "fsdp")))
     ints = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=split)
     batch = {name: ints for name in ("tokens", "segments", "positions")}
+    places = jax.ShapeDtypeStruct((rows, 4 if packing else 1), jnp.int32)
+    batch["starts"] = places.update(sharding=split)
 
     def loss(params, batch):
         return made.apply(params, batch)["hidden"].astype(jnp.float32).sum()
 
-    with jax.set_mesh(devices):
+    with jax.set_mesh(devices), planned_for(need.capability):
         params = jax.tree.map(abstract, made.shapes, placed)
         lowered = jax.jit(jax.grad(loss)).lower(params, batch)
         start = time.monotonic()

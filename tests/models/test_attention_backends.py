@@ -80,7 +80,7 @@ def test_rows_on_several_devices_have_ring_attention_everywhere(platform):
     )
 
 
-GPU = replace(PLAIN, platform="gpu", dtype="bfloat16")
+GPU = replace(PLAIN, platform="gpu", dtype="bfloat16", capability=9.0)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,15 @@ GPU = replace(PLAIN, platform="gpu", dtype="bfloat16")
     [
         ({"packing": False}, "cudnn", ""),
         ({"packing": False, "reaches": (128, None)}, "cudnn", ""),
-        ({}, "triton", ""),
+        ({}, "cudnn", ""),
+        ({"reaches": (128, None)}, "cudnn", ""),
+        ({"capability": 8.0}, "triton", ""),
+        ({"capability": 8.0, "packing": False}, "cudnn", ""),
         ({"dtype": "float32"}, "xla", "triton computes in bfloat16, not float32"),
         (
-            {"reaches": (128, None)},
+            {"capability": 8.0, "reaches": (128, None)},
             "xla",
-            "cudnn has no segments .*; triton has no lay",
+            "cudnn has no segments before .*; triton has no lay",
         ),
         (
             {"packing": False, "reaches": (128,), "causal": False},
@@ -125,8 +128,8 @@ def row(name):
         ", ".join(able.dtypes),
         sizes_of_heads(able),
         "yes",
-        "yes" if able.packing else "at the end",
-        yes(able.packing),
+        f"at the end before {able.packing_since:g}" if able.packing_since else "yes",
+        f"from {able.packing_since:g}" if able.packing_since else "yes",
         {"any": "yes", "none": "no"}.get(able.window, able.window),
         yes(able.extra),
         yes(able.relative),

@@ -12,7 +12,9 @@ import pytest
 from jaxlm.core.mesh import NO_RULES, Rules, make_mesh
 from jaxlm.models.attention import Visibility
 from jaxlm.models.backends import DENSE, Backend
+from jaxlm.models.kernels.cudnn import pieces, planned_for
 from jaxlm.models.kernels.dispatch import attention
+from jaxlm.models.stacks import is_kernel, rematerialise
 
 # Two segments, padding between and after; one segment after padding; one alone; three.
 LENGTHS = [
@@ -55,13 +57,15 @@ def outputs_and_gradients(
     rules=NO_RULES,
     dtype=np.float32,
     rows=SEGMENTS,
+    most=None,
 ):
     """What real tokens get, and the gradients of a weighted sum of it."""
     *arrays, weights = inputs(sizes, dtype)
 
     def attend(*arrays):
         segments = jnp.asarray(rows)
-        visible = Visibility(segments, segments, backend=backend, **seen).with_bias()
+        seen_by = Visibility(segments, segments, most=most, backend=backend, **seen)
+        visible = seen_by.with_bias()
         y = attention(*arrays, visible, scale=0.3, cap=cap, rules=rules)
         assert y.dtype == arrays[0].dtype
         return jnp.where(rows[:, :, None, None] > 0, y, 0)
@@ -121,12 +125,72 @@ def test_blocks_divide_every_length():
     assert sizes == [128, 384, 128, 512, 512]
 
 
-@pytest.mark.parametrize("case", ["full", "causal", "grouped", "window", "itself"])
+CUDNN = ["full", "causal", "grouped", "window", "itself"]
+
+
+@pytest.mark.parametrize("case", CUDNN)
 def test_what_cudnn_is_asked_for_is_the_dense_reference_of_padded_rows(case):
     """By XLA, since cuDNN runs on its cards alone: its arguments, not its numbers."""
     lengths = np.array([150, 97, 1, 130])
     rows = (np.arange(150) < lengths[:, None]).astype(np.int32)
     backend = Backend("cudnn", interpret=True)
-    found = outputs_and_gradients(backend, *CASES[case], rows=rows)
+    found = outputs_and_gradients(backend, *CASES[case], rows=rows, most=1)
     wanted = outputs_and_gradients(DENSE, *CASES[case], rows=rows)
     compare(found, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", CUDNN)
+@pytest.mark.parametrize("most", [3, 7, None])
+def test_what_cudnn_is_asked_for_is_the_dense_reference_of_packed_rows(case, most):
+    """By XLA, by the places that the kernel is given."""
+    backend = Backend("cudnn", interpret=True)
+    found = outputs_and_gradients(backend, *CASES[case], most=most)
+    compare(found, outputs_and_gradients(DENSE, *CASES[case]), atol=2e-5)
+
+
+def test_segments_are_told_by_where_they_begin_and_how_long_they_are():
+    rows = jnp.array([[1, 1, 2, 2, 2, 0], [0, 0, 3, 3, 0, 1], [0, 0, 0, 0, 0, 0]])
+    starts, lengths = pieces(rows, 3)
+    assert starts.tolist() == [[0, 2, -1], [5, -1, 2], [0, -1, -1]]
+    assert lengths.tolist() == [[2, 3, -1], [1, -1, 2], [1, -1, -1]]
+
+
+def test_a_program_for_a_gpu_that_is_not_here_is_asked_for_no_gpu_s_ability():
+    from jax._src.cudnn import fused_attention_stablehlo as library
+
+    with planned_for(9.0):
+        assert library.check_compute_capability("9.0")
+        assert not library.check_compute_capability("10.0")
+    assert not library.check_compute_capability("9.0")
+
+
+def test_where_products_are_kept_a_kernel_does_not_run_forward_again():
+    """Splash; cuDNN's is a primitive that its cards alone have, Pallas's for GPUs runs
+    again, as jax keeps nothing of what is inside of its two jits."""
+    *arrays, weights = inputs((2, 2, 16))
+
+    def kernels(remat):
+        def attend(*arrays):
+            segments = jnp.asarray(SEGMENTS)
+            backend = Backend("splash", interpret=True)
+            visible = Visibility(segments, segments, backend=backend)
+            return attention(*arrays, visible, scale=0.3)
+
+        def loss(*arrays):
+            return (rematerialise(attend, remat)(*arrays) * weights).sum()
+
+        program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
+        return str(program).count("= pallas_call[")
+
+    assert kernels("dots") == kernels("none") < kernels("block")
+
+
+def test_cudnn_s_forward_pass_bears_the_name_that_is_kept():
+    from jax._src.cudnn import fused_attention_stablehlo as library
+
+    for primitive in (
+        library._dot_product_attention_fwd_p,
+        library._dot_product_attention_fwd_p_wrapper,
+    ):
+        assert is_kernel(primitive)
+    assert not is_kernel(library._dot_product_attention_bwd_p)

@@ -9,7 +9,18 @@ import pytest
 from flax import nnx
 
 from jaxlm.core.mesh import NO_RULES, Rules, make_mesh
-from jaxlm.models.layers import FEW_ROWS, Linear, Transposed, matmul
+from jaxlm.models.layers import (
+    ACTIVATIONS,
+    FEW_ROWS,
+    LayerNorm,
+    Linear,
+    RmsNorm,
+    Transposed,
+    gelu,
+    gelu_tanh,
+    matmul,
+    scores_of,
+)
 
 RULES = Rules.of({"batch": ["data"], "sequence": ["context"]})
 LAYOUTS = {
@@ -92,3 +103,49 @@ def test_a_transposed_kernel_gives_the_same_product_however_many_rows(rows, dtyp
     # fp32 sums of twelve products in another order.
     np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-4)
+
+
+PLAIN = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": jax.nn.silu}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_an_activation_keeps_its_argument_alone(name):
+    x = jnp.linspace(-6.0, 6.0, 101, dtype=jnp.bfloat16)
+    y, pull = jax.vjp(ACTIVATIONS[name], x)
+    (kept,) = jax.tree.leaves(pull)
+    np.testing.assert_array_equal(kept, x)
+    wanted, pull_plain = jax.vjp(PLAIN[name], x)
+    np.testing.assert_array_equal(y, wanted)
+    np.testing.assert_array_equal(pull(y)[0], pull_plain(y)[0])
+
+
+@pytest.mark.parametrize("kind", [LayerNorm, RmsNorm])
+def test_a_norm_keeps_what_it_is_given_in_the_dtype_it_has(kind):
+    graph, params = nnx.split(kind(16, 1e-6))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 16)), jnp.bfloat16)
+    _, pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x), params, x)
+    whole = [leaf for leaf in jax.tree.leaves(pull) if leaf.shape == x.shape]
+    assert [leaf.dtype for leaf in whole] == [jnp.bfloat16]
+
+
+def test_logits_are_of_fp32_and_their_products_backward_of_what_they_are_made_of():
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(2, 5, 8)), jnp.bfloat16)
+    table = jnp.asarray(random.normal(size=(11, 8)), jnp.bfloat16)
+    weights = jnp.asarray(random.normal(size=(2, 5, 11)), jnp.float32)
+
+    def loss(x, table):
+        logits = scores_of(x, table)
+        assert logits.dtype == jnp.float32
+        return (logits * weights).sum()
+
+    program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, table)
+    products = [each for each in program.eqns if each.primitive.name == "dot_general"]
+    read = {value.aval.dtype for each in products for value in each.invars}
+    assert len(products) == 2 and read == {jnp.dtype(jnp.bfloat16)}
+    found = jax.grad(loss, argnums=(0, 1))(x, table)
+    full = [each.astype(jnp.float32) for each in (x, table)]
+    for one, other in zip(found, jax.grad(loss, argnums=(0, 1))(*full), strict=True):
+        assert one.dtype == jnp.bfloat16
+        # Sums of at most 11 products of numbers that were rounded to 8 bits.
+        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=0.05, atol=0.1)

@@ -15,7 +15,7 @@ from jaxlm.planning.topology import parse_topology
 from tests.planning.programs import entry
 
 MESH = {"data": 4, "fsdp": 16, "tensor": 1, "context": 1}
-IDEAL = Efficiency(1.0, 1.0, 1.0, 1.0, 0.0)
+IDEAL = Efficiency(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
 
 
 def one(line: str, before: str = ""):

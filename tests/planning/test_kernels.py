@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from jaxlm.planning.calibration import EFFICIENCIES
 from jaxlm.planning.hlo import parse
-from jaxlm.planning.kernels import is_attention, is_unknown, kernel_flops
+from jaxlm.planning.kernels import (
+    attention_share,
+    is_attention,
+    is_unknown,
+    kernel_flops,
+)
 from tests.planning.programs import entry
 
 CUDNN = (
@@ -127,3 +133,24 @@ def test_pallas_attention_on_a_gpu_leaves_out_what_is_hidden(name, products, cau
     product = 2 * 4 * 8 * 512 * 512 * 64 * (0.5 if causal else 1)
     assert kernel_flops(module, inside, each) == products * product
     assert not is_unknown(each)
+
+
+@pytest.mark.parametrize(("size", "filled"), [(64, 0.5), (128, 1.0), (192, 0.75)])
+def test_heads_that_fill_no_matrix_unit_are_slower(size, filled):
+    efficiency = EFFICIENCIES["cuda"]
+    text = CUDNN.replace("1024,16,64]", f"1024,16,{size}]")
+    _, inside, each = instruction(text)
+    share = attention_share(inside, each, efficiency)
+    assert share == pytest.approx(filled * efficiency.attention)
+
+
+def test_pallas_s_attention_for_gpus_has_a_share_of_its_own():
+    lines = (
+        "  %q = bf16[2,1024,16,64]{3,2,1,0} parameter(0)\n"
+        "  %y = bf16[2,1024,16,64]{3,2,1,0} custom-call(%q, %q, %q),"
+        ' custom_call_target="__gpu$xla.gpu.triton",'
+        ' metadata={op_name="jit(step)/jvp()/mha_forward"}'
+    )
+    _, inside, each = instruction(lines)
+    efficiency = EFFICIENCIES["cuda"]
+    assert attention_share(inside, each, efficiency) == efficiency.pallas

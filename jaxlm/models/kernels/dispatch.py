@@ -87,6 +87,7 @@ def make_kernel(
 
         implementation = "xla" if backend.interpret else "cudnn"
         options |= {"reach": visible.reach, "implementation": implementation}
+        options |= {"most": visible.most or visible.queries.shape[1]}
         return partial(cudnn_attention, **options)
     if backend.name == "triton":
         from jaxlm.models.kernels.triton import triton_attention
