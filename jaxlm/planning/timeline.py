@@ -30,8 +30,10 @@ from jaxlm.planning.network import Network
 
 TILE = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
 """The side of a TPU's matrix unit: smaller products leave a part of it idle."""
-BESIDE = ("copy-start", "async-start", "slice-start")
-"""What computes or moves beside other work, other than collectives."""
+PREFETCHES = ("copy-start", "slice-start")
+"""What moves to memory on the chip ahead of its use, beside other work."""
+BESIDE = (*PREFETCHES, "async-start")
+"""What runs beside other work, other than collectives."""
 
 
 @dataclass
@@ -94,6 +96,11 @@ class Walk:
     def run(self) -> Timeline:
         """The whole step."""
         line = self._walk(self.module[self.module.entry], 1)
+        # What is fetched beside other work takes the memory's time all the same.
+        moving = line.bytes / (self.device.bandwidth * self.efficiency.memory)
+        late = max(0.0, moving - line.seconds)
+        line.seconds += late
+        line.memory += late
         if self.unknown:
             line.notes.append(
                 "FLOPs of these kernels are unknown and count as none: "
@@ -232,8 +239,7 @@ class Walk:
         self.offloads |= any(array.space == HOST for array in each.arrays)
         if each.opcode.endswith("-start") and each.opcode not in BESIDE:
             self.strange.add(each.opcode)
-        if each.opcode == "copy-start":
-            # Moves to memory on the chip ahead of its use, beside other work.
+        if each.opcode in PREFETCHES:
             line.bytes += size
             return
         seconds = max(busy, reading)

@@ -92,6 +92,14 @@ KERNELS = [
 ]
 
 
+@pytest.mark.parametrize("case", ["full", "causal", "grouped", "window", "all"])
+def test_splash_attention_of_one_block_has_one_kernel_backward(case):
+    found = outputs_and_gradients(
+        Backend("splash", interpret=True, block=256), *CASES[case]
+    )
+    compare(found, outputs_and_gradients(DENSE, *CASES[case]), atol=2e-5)
+
+
 @pytest.mark.parametrize(("name", "case"), KERNELS)
 def test_a_kernel_equals_the_dense_reference(name, case):
     backend = Backend(name, interpret=True, block=128)

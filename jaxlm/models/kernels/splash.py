@@ -75,13 +75,17 @@ def make_kernel(
     if causal or reach is not None:
         mask = library.LocalMask(shape, (reach, 0 if causal else reach), 0)
     size = block_size(length, block)
+    # One kernel backward has five products where two have seven, but a sum over blocks
+    # of keys in the dtype of queries: taken where there is one block.
+    alone = size == length
     sizes = library.BlockSizes(
         block_q=size,
         block_kv=size,
         block_q_dkv=size,
         block_kv_dkv=size,
-        block_q_dq=size,
-        block_kv_dq=size,
+        block_q_dq=None if alone else size,
+        block_kv_dq=None if alone else size,
+        use_fused_bwd_kernel=alone,
     )
     return library.make_splash_mha_single_device(
         library.MultiHeadMask([mask] * heads),
