@@ -17,6 +17,9 @@ KINDS = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
     "collective-broadcast", "ragged-all-to-all",
 )  # fmt: skip
+CALLING = ("async-start", "call-start")
+"""Starts of a computation that runs beside others; the latter is how the compiler of
+tpu7x has a collective run by the cores that are not the matrix units' (SparseCores)."""
 SCATTERING = "all-reduce-scatter"
 """How a TPU's compiler names the fusion that is a reduce-scatter."""
 _CHAIN = re.compile(r'chain_id="(\w+)"')
@@ -50,7 +53,7 @@ def kind_of(module: Module, each: Instruction) -> str:
     opcode = each.opcode.removesuffix("-start")
     if opcode in KINDS:
         return opcode
-    if each.opcode not in ("async-start", "fusion"):
+    if each.opcode not in (*CALLING, "fusion"):
         return ""
     stated = stated_in(module, each)
     if stated is None:
@@ -62,8 +65,9 @@ def kind_of(module: Module, each: Instruction) -> str:
 def stated_in(
     module: Module, each: Instruction
 ) -> tuple[Computation, Instruction] | None:
-    """The collective in what a fusion or an ``async-start`` calls."""
-    called = module.computations.get(each.called("calls") or "")
+    """The collective in what a fusion or a start of ``CALLING`` calls."""
+    name = each.called("to_apply" if each.opcode == "call-start" else "calls")
+    called = module.computations.get(name or "")
     if called is None:
         return None
     return next(((called, e) for e in called if e.opcode in KINDS), None)
@@ -157,7 +161,7 @@ def _taken(module: Module, inside: Computation, name: str) -> float:
     """Bytes that all readers of a value take of it."""
     total = 0.0
     for user in inside.users[name]:
-        if user.opcode in (*work.VIEWS, "all-reduce-done", "copy"):
+        if user.opcode in (*work.VIEWS, "all-reduce-done", "call-done", "copy"):
             total += _taken(module, inside, user.name)
         elif user.opcode == "dynamic-slice":
             total += user.bytes

@@ -237,6 +237,38 @@ def test_a_tpu_s_collective_that_is_fused_with_computations_is_one():
     assert found.exposed == 0 < found.seconds < product
 
 
+SPARSE = """\
+%called.1 (p: bf16[512,1024], t: token[]) -> bf16[8192,1024] {
+  %p = bf16[512,1024]{1,0} parameter(0)
+  %t = token[] parameter(1)
+  ROOT %all-gather.1 = bf16[8192,1024]{1,0} all-gather(%p), \
+replica_groups=[4,16]<=[64], dimensions={0}
+}, execution_thread="sparsecore"
+
+"""
+
+
+def test_a_collective_on_another_core_runs_beside_computations():
+    """As tpu7x has all but the smallest."""
+    lines = (
+        "  %a = bf16[512,1024]{1,0} parameter(0)\n"
+        "  %w = f32[4096,4096]{1,0} parameter(1)\n"
+        "  %t = token[] parameter(2)\n"
+        "  %call-start = ((bf16[512,1024]{1,0}, token[]), bf16[8192,1024]{1,0},"
+        ' u32[]{:S(8)}) call-start(%a, %t), async_execution_thread="sparsecore",'
+        " to_apply=%called.1\n"
+        "  %c = f32[4096,4096]{1,0} dot(%w, %w), lhs_contracting_dims={1},"
+        " rhs_contracting_dims={0}\n"
+        "  %done = bf16[8192,1024]{1,0} call-done(%call-start)"
+    )
+    line = Walk(parse(entry(lines, SPARSE)), MESH, network("v5p:4x4x4"), IDEAL).run()
+    (found,) = line.collectives
+    assert (found.kind, found.axis, found.synchronous) == ("all-gather", "fsdp", False)
+    assert found.bytes == 8192 * 1024 * 2
+    assert found.exposed == 0 < found.seconds
+    assert line.seconds == pytest.approx(2 * 4096**3 / 459e12)
+
+
 def test_what_moves_to_the_host_is_said_to_be_hidden():
     lines = (
         "  %x = bf16[1024,1024]{1,0} parameter(0)\n"
