@@ -163,8 +163,9 @@ def topology_here(devices: Sequence[Any]) -> Topology:
         name = next((each for each in DEVICES if each in words), None)
     if name is None:
         raise UserError(
-            f"config.mesh.layout: auto cannot plan for {kind}; allowed are"
-            f" {', '.join(DEVICES)}; take manual, and sizes of config.mesh"
+            f"config.mesh.layout: auto cannot plan for the devices that are here"
+            f" ({kind}); it can for {', '.join(DEVICES)};"
+            " --config.mesh.layout=manual takes the sizes that config.mesh has"
         )
     if not DEVICES[name].dimensions:
         hosts = len({device.process_index for device in devices})

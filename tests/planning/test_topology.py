@@ -100,5 +100,7 @@ def test_a_machine_s_own_topology_is_known(kind, text):
 
 
 def test_a_machine_that_cannot_be_planned_for_says_so():
-    with pytest.raises(UserError, match="auto cannot plan for cpu"):
+    with pytest.raises(
+        UserError, match=r"auto cannot plan for the devices that are here \(cpu\)"
+    ):
         topology_here([SimpleNamespace(device_kind="cpu")])
