@@ -84,9 +84,11 @@ class Rules:
             if size % parts:
                 sizes = " x ".join(f"config.mesh.{axis}" for axis in split)
                 pad = f" or config.model.vocab_multiple={parts}"
+                common = math.gcd(size, parts)
+                like = f" such as {common}" * (common > 1 and len(split) == 1)
                 raise UserError(
                     f"{sizes}: {parts} devices cannot split {dimension}={size} of"
-                    f" {name} evenly; a divisor of {size}, or another"
+                    f" {name} evenly; a divisor of {size}{like}, or another"
                     f" config.mesh.rules.{dimension}{pad * (dimension == 'vocab')}"
                 )
         return NamedSharding(mesh, self.partition(axes))

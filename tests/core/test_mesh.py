@@ -152,3 +152,9 @@ def test_one_axis_may_take_the_rest():
 def test_a_mesh_that_does_not_fit_the_machine_is_refused(sizes, message):
     with pytest.raises(UserError, match="config.mesh: " + message):
         make_mesh(sizes)
+
+
+def test_a_divisor_is_named_where_one_axis_could_have_it():
+    wide = make_mesh({"data": 2, "fsdp": 1, "tensor": 4, "context": 1})[0]
+    with pytest.raises(UserError, match="a divisor of 6 such as 2, or another"):
+        RULES.sharding(wide, ("mlp",), (6,), "up")
