@@ -70,7 +70,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try meshes, microbatches and rematerialisation; print the best that fits",
+        help="try meshes, microbatches, rematerialisation and blocks of attention;"
+        " print the best that fits",
     )
     parser.add_argument(
         "--jobs", type=_count, help="compilations at a time (default: by free memory)"

@@ -17,6 +17,7 @@ from jaxlm.core import trees
 from jaxlm.core.errors import UserError
 from jaxlm.core.mesh import replicated
 from jaxlm.core.programs import COMPILER_OPTIONS
+from jaxlm.core.schema import leaves
 from jaxlm.data.packing import collate
 from jaxlm.data.tokenizer import Frame, Pieces, Tokenizer
 from jaxlm.experiment.ahead import compiled_step
@@ -207,6 +208,7 @@ def describe(
         "width": transformer.width,
         "mlp_width": transformer.mlp_width * (2 if transformer.gated else 1),
         "vocab_size": transformer.vocab_size,
+        "attention_blocks": attention_blocks(parts),
         "outputs": transformer.vocab_rows if language else len(parts.task.labels),
         "parameter_bytes": held(state.trainable) + held(state.frozen),
         "optimizer_bytes": held(state.optimizer),
@@ -217,6 +219,21 @@ def describe(
         "attention_flops_per_token": flops.attention,
         "trainable_share": share,
     }
+
+
+def attention_blocks(parts: Parts) -> dict[str, int]:
+    """Tokens of a block of splash attention by ``config.model.attention_block``.
+
+    Empty where something else computes attention, as on all that are no TPUs.
+    """
+    if parts.attention.name != "splash":
+        return {}
+    from jaxlm.models.kernels.splash import LANES, block_size
+
+    length = parts.config.data.max_length
+    padded = length + -length % LANES
+    choices = leaves(ExperimentConfig)["model.attention_block"].rule.choices or ()
+    return {str(most): block_size(padded, int(most)) for most in choices}
 
 
 def count(tree: Any) -> int:

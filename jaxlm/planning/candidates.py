@@ -1,4 +1,4 @@
-"""Which configs to try: what saves memory, and a search's meshes and microbatches."""
+"""Which configs to try: what saves memory, and what a search varies."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ RECOMPUTED = {"none": 0.0, "dots": 0.1, "block": 0.3, "offload": 0.35}
 """About how much slower they are."""
 TENSOR = (1, 2, 4, 8)
 MOST_MICROBATCHES = 256
+LEAST_BLOCK = 512
+"""Of splash attention. Smaller blocks skip more of what a mask hides, which a plan
+counts, but are more steps of the kernel's pipeline, of whose cost it has no figure."""
 
 
 def remedies(config: Any, topology: Topology) -> list[tuple[str, ...]]:
@@ -73,6 +76,22 @@ def variants(
     small.sort(key=lambda each: each.slowness)
     least = sorted(found, key=lambda each: each.bytes)  # where nothing seems to fit
     return [each.overrides for each in small or least]
+
+
+def blocks(config: Any, facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Other blocks of splash attention for a step, from the smallest on.
+
+    None where something else computes attention, or rows are too short for others.
+    """
+    sizes: Mapping[str, int] = facts["attention_blocks"]
+    mine = sizes.get(str(config.model.attention_block))
+    others: dict[int, str] = {}
+    for most, size in sizes.items():
+        if size >= LEAST_BLOCK and size != mine:
+            others.setdefault(size, most)
+    return [
+        (f"--config.model.attention_block={others[size]}",) for size in sorted(others)
+    ]
 
 
 def likely_bytes(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from jaxlm.core.errors import UserError
@@ -38,6 +39,12 @@ FORMAT = 1
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 CONSTANT = re.compile(r"(= (?!s8)\w+\[[^ ]* constant\()[^)]{200,}\)")
 """A large constant in a program's text; those of s8 are masks of attention's blocks."""
+KERNEL = re.compile(
+    r"memory space vmem .*?for %?([\w.\-]+).*?Scoped allocation with size ([\d.]+\w)"
+    r" and limit ([\d.]+\w)",
+    re.DOTALL,
+)
+"""How a TPU's compiler refuses a kernel that needs too much of a core's own memory."""
 MADE = ("exhausted", "compile_seconds", "memory", "cost_analysis")
 """The facts that only a compilation tells."""
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
@@ -125,7 +132,14 @@ class Compilation:
                 f"the compiler's process ended with code {end['died']} while"
                 f" {self.stage}{_why(end['died'])}"
             )
-        return load(Path(end["folder"]))
+        found = load(Path(end["folder"]))
+        if kernel := KERNEL.search(found.exhausted):
+            name, size, limit = kernel.groups()
+            raise UserError(
+                f"the kernel {name} needs {size} of a core's own memory, which allows"
+                f" {limit}; a smaller config.model.attention_block needs less"
+            )
+        return found
 
     def stop(self) -> None:
         """End the process, done or not."""
@@ -150,6 +164,7 @@ def load(folder: Path) -> Compiled:
 
 def run_job(build: Build, job: Job, news: Connection) -> None:
     """In the new process: compile, keep, and tell how it goes."""
+    Thread(target=_end_with_parent, daemon=True).start()
     meshes.prepare_environment()
     os.dup2(2, 1)  # what compilers print is not what a door prints for machines
     try:
@@ -165,6 +180,14 @@ def run_job(build: Build, job: Job, news: Connection) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # the compiler's own threads would hold the process
+
+
+def _end_with_parent() -> None:
+    """A plan that is killed cannot stop its compilers; they would go on for minutes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _compile(build: Build, job: Job, news: Connection) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,8 @@ def _devices(topology: Topology) -> list[Any]:
         options = {"wrap": wrap} if any(wrap) else {}
         if topology.device.name == "v4":  # its two cores as one device, as Cloud has it
             options["chip_config_name"] = "megacore"
+        if math.prod(shape) == 1:  # libtpu takes four chips of a host for granted
+            options["chips_per_host_bounds"] = (1, 1, 1)
         if topology.slices > 1:
             options["num_slices"] = topology.slices
     else:

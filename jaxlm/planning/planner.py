@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.core.errors import UserError
-from jaxlm.planning.candidates import mesh_choices, remedies, variants
+from jaxlm.planning.candidates import blocks, mesh_choices, remedies, variants
 from jaxlm.planning.compiling import Build, Compilation, Job
 from jaxlm.planning.estimate import Plan
 from jaxlm.planning.outcome import Outcome, Trial
@@ -24,6 +24,8 @@ HELP = 3
 """Changes that are shown of those that help a step that does not fit."""
 COMPILED = 8
 """Candidates of a search that are compiled, the likeliest first."""
+TIE = 0.005
+"""Blocks of attention whose speeds differ by less than this share are as fast."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def plan(wanted: Wanted, say: Say) -> Outcome:
 
 
 def search(wanted: Wanted, say: Say) -> Outcome:
-    """The best of meshes, microbatches and rematerialisation that fits.
+    """The best of meshes, microbatches and rematerialisation that fits, with the best
+    block of attention for it.
 
     Raises:
       UserError: nothing fits.
@@ -87,7 +90,33 @@ def search(wanted: Wanted, say: Say) -> Outcome:
             f"--search: nothing of what was tried fits {wanted.topology.text}: "
             + "; ".join(f"{each.text}: {each.line}" for each in ranked[:3])
         )
-    return Outcome(best.plan, best.overrides, ranked, searched=True)
+    return with_blocks(wanted, best.plan, ranked, say)
+
+
+def with_blocks(wanted: Wanted, plan: Plan, ranked: list[Trial], say: Say) -> Outcome:
+    """The outcome of a search whose best has ``plan``, once its best is tried with
+    other blocks of attention.
+
+    Of blocks that are as fast the largest is best: it has the fewest steps, which no
+    plan counts (docs.jax.dev/en/latest/pallas/tpu/details.html).
+    """
+    best = ranked[0]
+    config = wanted.configure(best.overrides)
+    others = [(*best.overrides, *each) for each in blocks(config, plan.facts)]
+    if not others:
+        return Outcome(plan, best.overrides, ranked, searched=True)
+    say(f"searching: {len(others)} other blocks of attention are compiled")
+    found = [best, *run(wanted, others, say)]
+    fastest = max(_speed(each) for each in found)
+    alike = [each for each in found if _speed(each) >= (1 - TIE) * fastest]
+
+    def block(trial: Trial) -> int:
+        return wanted.configure(trial.overrides).model.attention_block
+
+    chosen = max(alike, key=block)
+    rest = [each for each in [*found, *ranked[1:]] if each is not chosen]
+    trials = [chosen, *sorted(rest, key=_rank)]
+    return Outcome(chosen.plan or plan, chosen.overrides, trials, searched=True)
 
 
 def choose_mesh(wanted: Wanted, say: Say) -> dict[str, int]:
@@ -104,6 +133,12 @@ def choose_mesh(wanted: Wanted, say: Say) -> dict[str, int]:
             f" the step fits; the nearest: {best.text}: {best.line}"
         )
     return dict(best.plan.facts["mesh"])
+
+
+def _speed(trial: Trial) -> float:
+    """Tokens a second; 0 of what does not fit."""
+    plan = trial.plan
+    return plan.tokens_per_second if plan is not None and plan.fits else 0.0
 
 
 def _rank(trial: Trial) -> tuple[int, float]:

@@ -87,6 +87,23 @@ def test_a_tpu_s_step_is_planned_and_kept(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not installed("libtpu"), reason="needs jaxlm[plan-tpu]: libtpu")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_search_tries_blocks_for_the_best_on_a_tpu(tmp_path, monkeypatch, capsys):
+    """One chip and a row: all that differs are rematerialisation and, last, blocks."""
+    rows = "--config.train.batch_size=1", "--config.data.max_length=2048"
+    found = planned(
+        tmp_path, monkeypatch, capsys, "--topology=v5e:1x1", "--search", *rows
+    )
+    assert found["fits"] and found["devices"] == 1
+    tried = [" ".join(each["overrides"]) for each in found["tried"]]
+    blocks = [each for each in tried if "attention_block=" in each]
+    assert {each.rpartition("=")[2] for each in blocks} == {"1024", "2048"}
+    assert len({each.rpartition(" ")[0] for each in blocks}) == 1
+    assert " ".join(found["overrides"]) == tried[0]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     not installed("jax_plugins.xla_cuda12"), reason="needs jaxlm[plan-gpu]: CUDA plugin"
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxlm.core.config import parse_overrides, resolve
 from jaxlm.experiment.config import ExperimentConfig
-from jaxlm.planning.candidates import microbatches, remedies, variants
+from jaxlm.planning.candidates import blocks, microbatches, remedies, variants
 from jaxlm.planning.topology import parse_topology
 
 FACTS = {  # of Llama 7B on 8 devices
@@ -62,3 +62,24 @@ def test_what_helps_leaves_out_what_is_so_already():
     assert not any(each.endswith(more) for change in found for each in change)
     fewest = ("--config.train.accumulation=8", "--config.train.rows_per_device=none")
     assert fewest in found
+
+
+def test_blocks_are_tried_that_differ_and_are_not_small():
+    sizes = {"128": 128, "256": 256, "512": 512, "1024": 1024, "2048": 2048}
+    given = config("model.attention_block=1024")
+    found = blocks(given, {"attention_blocks": sizes})
+    names = [f"--config.model.attention_block={size}" for size in (512, 2048)]
+    assert found == [(name,) for name in names]
+    for each in found:
+        parse_overrides(ExperimentConfig, each)
+
+
+def test_blocks_that_come_to_the_same_are_tried_once():
+    """Of 768 tokens, whose greatest part of at most 512 is 384."""
+    sizes = {"128": 128, "256": 256, "512": 384, "1024": 768, "2048": 768}
+    found = blocks(config(), {"attention_blocks": sizes})
+    assert found == [("--config.model.attention_block=1024",)]
+
+
+def test_no_block_is_tried_where_splash_does_not_compute_attention():
+    assert blocks(config(), {"attention_blocks": {}}) == []
