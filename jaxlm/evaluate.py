@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
 
     with joined(place) as hosts:
         hosts.log_to(Path(known.workdir) / "logs", "evaluate-")
+        hosts.alike(cluster.shared_flags(known))
         evaluate(known, reading)
 
 

@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> None:
                     "--input=-: several processes each read a file; name it"
                 )
             hosts.log_to(Path(known.workdir) / "logs", "predict-", sys.stderr)
+            hosts.alike(cluster.shared_flags(known))
             predict(known, inputs)
 
 

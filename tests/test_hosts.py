@@ -371,3 +371,27 @@ def test_what_one_process_lacks_ends_all_with_its_line(start, tmp_path):
     assert [each.returncode for each in running] == [2, 2], output
     assert "process 1 of 2 has another content than process 0" in output
     assert "Traceback" not in output
+
+
+def test_processes_of_unlike_configs_end_with_the_key(tmp_path):
+    """They would train apart, and then wait for one another for ever."""
+    port, known = local.free_port(), local.parse(["--processes=2", "--"])
+    running = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jaxlm.main", f"--config={NER}"),
+                *(f"--workdir={tmp_path}", f"--config.train.batch_size={4 + process}"),
+            ],
+            env=os.environ | local.variables(known, port, process),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    output, _ = running[0].communicate(timeout=300)
+    running[1].communicate(timeout=60)
+    assert [each.returncode for each in running] == [2, 2], output
+    line = "config.train.batch_size: process 1 of 2 has 5, process 0 4"
+    assert line in output and line in log_of(tmp_path)
+    assert not (tmp_path / "config.json").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ FLAGS = {
 }
 """Each flag, and the variable that says the same."""
 JOIN_SECONDS, LOST_SECONDS = 300, 60
+MOST_SECONDS = 7 * 86_400
+MOST_PROCESSES = 2**20
+HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,9 @@ def read_flags(
     if not any(given.values()):
         given = {flag: environment.get(name) for flag, name in FLAGS.items()}
         names = FLAGS
-    join = _count(known.join_seconds, "--join-seconds", least=1)
-    lost = _count(known.lost_seconds, "--lost-seconds", least=5)
-    alone = given["processes"] == "1"
+    join = _count(known.join_seconds, "--join-seconds", 1, MOST_SECONDS)
+    lost = _count(known.lost_seconds, "--lost-seconds", 5, MOST_SECONDS)
+    alone = given["processes"] == "1" and given["process"] in (None, "", "0")
     if alone or not (given["processes"] or given["process"]):
         # An address alone is what jax itself takes beside a cluster's own numbers.
         if given["coordinator"] and not alone and names is not FLAGS:
@@ -91,8 +95,8 @@ def read_flags(
         return Place(given["coordinator"] or "", 1 if alone else None, 0, join, lost)
     if not all(given.values()):
         raise _missing(names, given)
-    processes = _count(given["processes"] or "", names["processes"], least=1)
-    process = _count(given["process"] or "", names["process"], least=0)
+    processes = _count(given["processes"], names["processes"], 1, MOST_PROCESSES)
+    process = _count(given["process"], names["process"], 0, MOST_PROCESSES)
     if process >= processes:
         raise UserError(
             f"{names['process']}={process} is not allowed; of"
@@ -100,6 +104,15 @@ def read_flags(
         )
     address = _address(given["coordinator"] or "", names["coordinator"])
     return Place(address, processes, process, join, lost)
+
+
+def shared_flags(known: argparse.Namespace) -> dict[str, object]:
+    """A door's flags, by name, that all processes must be given alike."""
+    return {
+        f"--{name.replace('_', '-')}": value
+        for name, value in vars(known).items()
+        if name not in (*FLAGS, "join_seconds", "lost_seconds", "debug")
+    }
 
 
 def _missing(names: Mapping[str, str], given: Mapping[str, str | None]) -> UserError:
@@ -111,15 +124,17 @@ def _missing(names: Mapping[str, str], given: Mapping[str, str | None]) -> UserE
     )
 
 
-def _count(text: str, name: str, least: int) -> int:
-    if not text.strip().isdecimal() or int(text) < least:
-        raise UserError(f"{name}={text}: is not a whole number of at least {least}")
-    return int(text)
+def _count(text: str | None, name: str, least: int, most: int) -> int:
+    number = int(text) if text and re.fullmatch(r"[0-9]{1,9}", text.strip()) else -1
+    if not least <= number <= most:
+        raise UserError(f"{name}={text}: is not a whole number from {least} to {most}")
+    return number
 
 
 def _address(text: str, name: str) -> str:
-    host, colon, port = text.strip().rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+    host, _, port = text.strip().rpartition(":")
+    known = HOST.fullmatch(host) and re.fullmatch(r"[0-9]{1,5}", port)
+    if not (known and 0 < int(port) < 2**16):
         raise UserError(
             f"{name}={text}: is not HOST:PORT, such as 10.0.0.1:1234, of process 0"
         )

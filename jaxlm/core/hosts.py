@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -20,7 +20,9 @@ import jax
 import numpy as np
 
 from jaxlm.core.cluster import LOST_SECONDS
+from jaxlm.core.door import writable_directory
 from jaxlm.core.errors import Lost, UserError
+from jaxlm.core.schema import show
 from jaxlm.core.watch import Watch
 
 T = TypeVar("T")
@@ -63,6 +65,24 @@ class Hosts:
                 f"{what}: process {other[0]} of {self.count} has another content than"
                 " process 0; give all hosts the same files"
             )
+
+    def alike(self, what: Mapping[str, Any]) -> None:
+        """Refuse flags or config values that differ: they would wait for ever.
+
+        ``what``: their values, which JSON holds, by their names.
+
+        Raises:
+          UserError: another process has another value.
+        """
+        found = self.gather(dict(what))
+        for index, each in enumerate(found):
+            for name in found[0] | each:
+                own, first = each.get(name), found[0].get(name)
+                if own != first:
+                    raise UserError(
+                        f"{name}: process {index} of {self.count} has {show(own)},"
+                        f" process 0 {show(first)}; start all of them by one command"
+                    )
 
     def share(self, content: bytes | None) -> bytes:
         """The bytes that process 0 gives, on all of them."""
@@ -151,8 +171,7 @@ class Group(Hosts):
                 os.dup2(2, 1)
                 sys.stdout = open(own, "w", encoding=sys.stdout.encoding)
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{prefix}process-{self.index}.log"
+        path = writable_directory(folder) / f"{prefix}process-{self.index}.log"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
             stream.flush()

@@ -18,7 +18,7 @@ from jaxlm.core.hosts import here
 from jaxlm.core.mesh import replicated
 from jaxlm.core.pages import give_back
 from jaxlm.core.programs import keep_programs
-from jaxlm.core.schema import ConfigError
+from jaxlm.core.schema import ConfigError, flatten_dict, to_dict
 from jaxlm.experiment.ahead import Programs, compile_ahead
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.digests import DIGESTS
@@ -62,6 +62,7 @@ def train(
     workdir = Path(workdir)
     hosts = here()
     check_policy(config)
+    check_alike(config, workdir, overwrite)
     config = settled(config, None if overwrite else workdir, say)
     with claim(workdir, config, overwrite, say):
         if not overwrite and hosts.decide(lambda: is_finished(workdir)):
@@ -117,6 +118,18 @@ def check_policy(config: ExperimentConfig) -> None:
             f"'go_on' is not allowed with {here().count} processes, of which some may"
             " have written their part; allowed: stop",
         )
+
+
+def check_alike(config: ExperimentConfig, workdir: Path, overwrite: bool) -> None:
+    """Refuse processes of unlike runs, each of which would wait for the others.
+
+    Raises:
+      UserError: they differ in more than how many threads read data.
+    """
+    values = flatten_dict(to_dict(config), "config.")
+    values.pop("config.data.workers")
+    flags = {"--workdir": str(workdir), "--overwrite": overwrite}
+    here().alike(flags | values)
 
 
 def make_states(run: Prepared) -> States:

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from jaxlm.core.cluster import FLAGS, Place, add_flags, read_flags
+from jaxlm.core.cluster import FLAGS, Place, add_flags, read_flags, shared_flags
 from jaxlm.core.errors import UserError
 from jaxlm.core.joining import detected, local_devices
 
@@ -71,20 +71,40 @@ def test_one_process_is_alone_on_any_cluster(monkeypatch):
         (
             ["--coordinator=a:1", "--processes=two", "--process=0"],
             {},
-            "--processes=two: is not a whole number of at least 1",
+            "--processes=two: is not a whole number from 1 to",
+        ),
+        (
+            ["--coordinator=a:1", "--processes=1", "--process=1"],
+            {},
+            "--process=1 is not allowed; of --processes=1 the last is 0",
         ),
         (
             ["--coordinator=a", "--processes=2", "--process=0"],
             {},
             "--coordinator=a: is not HOST:PORT",
         ),
-        (["--lost-seconds=1"], {}, "--lost-seconds=1: is not a whole number of"),
+        (
+            ["--coordinator=http://a:1", "--processes=2", "--process=0"],
+            {},
+            "--coordinator=http://a:1: is not HOST:PORT",
+        ),
+        (["--lost-seconds=1"], {}, "--lost-seconds=1: is not a whole number from 5"),
+        (["--join-seconds=1e99"], {}, "--join-seconds=1e99: is not a whole number"),
+        ([f"--join-seconds={10**20}"], {}, "is not a whole number from 1 to 604800"),
     ],
 )
 def test_what_is_half_given_or_wrong_is_refused(arguments, environment, message):
     with pytest.raises(UserError) as caught:
         place(*arguments, **environment)
     assert message in str(caught.value)
+
+
+def test_what_is_each_process_s_own_is_not_to_be_alike():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--best-of")
+    add_flags(parser)
+    known = parser.parse_args(["--best-of=3", "--process=1", "--join-seconds=9"])
+    assert shared_flags(known) == {"--best-of": "3"}
 
 
 def test_a_door_refuses_it_before_it_waits(call):

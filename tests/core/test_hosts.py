@@ -109,6 +109,24 @@ def test_what_is_not_the_same_everywhere_is_refused_everywhere(group):
     assert message.startswith("the data: process 2 of 3 has another content")
 
 
+def test_what_is_asked_for_differently_is_refused_everywhere_by_name(group):
+    def act(one):
+        one.alike({"config.seed": 3, "config.mesh.rules.batch": ("data",)})
+        with pytest.raises(UserError) as caught:
+            one.alike({"--step": "best"} if one.index else {})
+        return str(caught.value)
+
+    (message,) = set(each(group(2), act))
+    assert message.startswith("--step: process 1 of 2 has 'best', process 0 None;")
+
+
+def test_a_log_that_cannot_be_written_is_the_user_s_to_mend(group, tmp_path):
+    (tmp_path / "logs").touch()
+    other = group(2)[1]
+    with pytest.raises(UserError, match="logs: a file stands where a directory"):
+        other.log_to(tmp_path / "logs")
+
+
 @pytest.mark.parametrize("asked_at", [1, 7, 30])
 def test_one_that_is_asked_to_stop_stops_all_at_one_step(group, asked_at):
     """Main threads run ahead of one another, as far as devices let them."""
