@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from typing import Any
 
 from jaxlm.core import config, door
 from jaxlm.core.errors import UserError
 from jaxlm.experiment import ExperimentConfig
+from jaxlm.planning.compiling import kept_folder
+from jaxlm.planning.meshes import check_compiler
 from jaxlm.planning.topology import EXAMPLES, FLAG, parse_topology, sizes_on
 
 
@@ -38,8 +42,17 @@ def main(arguments: list[str]) -> None:
     if known.price is not None and known.tokens is None:
         raise UserError("--price: needs --tokens, which it is the price of")
     topology = parse_topology(known.topology)
+    if resolved.config.mesh.layout == "auto":
+        raise UserError(
+            "config.mesh.layout: auto is for main; take --config.mesh.layout=manual,"
+            " and --search to have the sizes chosen"
+        )
     if not known.search:
         sizes_on(topology, resolved.config.mesh.sizes)
+    check_compiler(topology)
+    kept_folder()
+    if known.hlo is not None:
+        check_file(known.hlo)
 
     from jaxlm.experiment.layout import build
     from jaxlm.planning import planner
@@ -104,18 +117,35 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def check_file(path: str) -> None:
+    """Refuse a file for the program that could not be written, before it is compiled.
+
+    Raises:
+      UserError: it is something else than a file (which a file would take the place
+        of), or in a directory that cannot be written.
+    """
+    there = os.path.lexists(path)
+    if not path or there and (os.path.islink(path) or not os.path.isfile(path)):
+        raise UserError(f"--hlo={path}: is not a file; name one to be written")
+    door.writable_directory(os.path.dirname(path) or ".")
+
+
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; a number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; a number above 0")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; at least 1")
-    return value
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed; a whole number, at least 1"
+        )
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import re
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,6 +24,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from jaxlm.core.door import machine_trouble, writable_directory
 from jaxlm.core.errors import UserError
 from jaxlm.core.files import (
     atomic_write_bytes,
@@ -47,6 +49,8 @@ KERNEL = re.compile(
 """How a TPU's compiler refuses a kernel that needs too much of a core's own memory."""
 MADE = ("exhausted", "compile_seconds", "memory", "cost_analysis")
 """The facts that only a compilation tells."""
+MADE_WHOLE = frozenset(MADE) - {"exhausted"}
+"""Those of a step that fits."""
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
 Build = Callable[[Any, Any], Any]
@@ -162,6 +166,31 @@ def load(folder: Path) -> Compiled:
     return Compiled(facts, text)
 
 
+def kept_folder() -> Path:
+    """Where compilations are kept, tried by a file.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    return writable_directory(cache_directory() / FOLDER)
+
+
+def kept(folder: Path) -> dict[str, Any] | None:
+    """The facts of an earlier compilation; None where there is none, or it is damaged.
+
+    A damaged one is as good as none: it is made again in its place.
+    """
+    try:
+        compiled = load(folder)
+    except (UserError, OSError, EOFError, ValueError, zlib.error):
+        return None
+    facts = compiled.facts
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        return None
+    whole = compiled.exhausted or (compiled.program and MADE_WHOLE <= facts.keys())
+    return facts if whole else None
+
+
 def run_job(build: Build, job: Job, news: Connection) -> None:
     """In the new process: compile, keep, and tell how it goes."""
     Thread(target=_end_with_parent, daemon=True).start()
@@ -173,8 +202,10 @@ def run_job(build: Build, job: Job, news: Connection) -> None:
         news.send({"refused": str(problem)})
     except KeyboardInterrupt:
         pass  # the parent has it, too
-    except BaseException:
-        news.send({"trace": traceback.format_exc()})
+    except Exception as problem:
+        reason = machine_trouble(problem)  # such as a full disk
+        trace = {"trace": traceback.format_exc()}
+        news.send({"refused": reason} if reason else trace)
     finally:
         news.close()
         sys.stdout.flush()
@@ -197,6 +228,7 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
         clock[name] = time.monotonic()
         news.send({"stage": name})
 
+    cache = kept_folder()
     stage("importing")
     import jax
 
@@ -206,7 +238,7 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
     lowered = planned.lower()
     versions = compiler_versions(job.topology)
     key = content_key(lowered.as_text(), planned.options, job, versions)
-    folder = cache_directory() / FOLDER / key
+    folder = cache / key
     begin = time.monotonic()
     facts: dict[str, Any] = {
         **planned.facts,
@@ -217,12 +249,10 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
         "versions": versions,
         "trace_seconds": begin - clock["tracing"],
     }
-    if (folder / "facts.json").exists():
-        kept = read_json(folder / "facts.json")
-        if kept.get("format") == FORMAT:  # what was not compiled may be said otherwise
-            facts |= {name: kept[name] for name in MADE if name in kept}
-            atomic_write_json(folder / "facts.json", facts)
-            return folder
+    if before := kept(folder):  # what was not compiled may be said otherwise
+        facts |= {name: before[name] for name in MADE if name in before}
+        atomic_write_json(folder / "facts.json", facts)
+        return folder
     stage("compiling")
     try:
         compiled = lowered.compile()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.core.errors import UserError
 from jaxlm.planning.targets import target_config
-from jaxlm.planning.topology import Topology
+from jaxlm.planning.topology import FLAG, Topology
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -23,6 +24,10 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 """What keeps libtpu from looking for chips, a metadata server or other processes."""
+COMPILERS = {
+    "tpu": ("libtpu",),
+    "cuda": ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"),
+}
 REMEDY = {
     "tpu": "pip install 'jaxlm[plan-tpu]'",
     "cuda": "pip install 'jaxlm[plan-gpu]'",
@@ -75,26 +80,33 @@ def _devices(topology: Topology) -> list[Any]:
             topology_name=name, platform=platform, **options
         )
     except Exception as problem:
+        check_compiler(topology)
         text = " ".join(str(problem).split())
-        if _is_missing(platform):
-            raise UserError(
-                f"--topology={topology.text}: the compiler for it is not installed;"
-                f" {REMEDY[platform]}"
-            ) from problem
         raise UserError(
-            f"--topology={topology.text}: the compiler does not know it: {text[:300]}"
+            f"{FLAG}={topology.text}: the compiler does not know it: {text[:300]}"
         ) from problem
     return list(found.devices)
 
 
-def _is_missing(platform: str) -> bool:
-    from importlib.util import find_spec
+def check_compiler(topology: Topology) -> None:
+    """Refuse a topology whose compiler is not installed; without importing it.
 
-    if platform == "tpu":
-        return find_spec("libtpu") is None
-    return not any(
-        find_spec(f"jax_plugins.xla_{kind}") for kind in ("cuda12", "cuda13")
-    )
+    Raises:
+      UserError: it is not.
+    """
+    platform = topology.device.platform
+    if not any(map(_is_installed, COMPILERS[platform])):
+        raise UserError(
+            f"{FLAG}={topology.text}: the compiler for it is not installed;"
+            f" {REMEDY[platform]}"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of what it would be a part of
+        return False
 
 
 def places(topology: Topology, mesh: Mesh) -> list[list[int]]:

@@ -69,7 +69,8 @@ def parse_topology(text: str) -> Topology:
     Raises:
       UserError: what is wrong, and what is allowed.
     """
-    name, colon, rest = text.strip().lower().partition(":")
+    text = text.strip().lower()
+    name, colon, rest = text.partition(":")
     if name not in DEVICES:
         near = nearest(name, DEVICES)
         hint = f"; nearest: {near}" if near else ""
@@ -78,7 +79,7 @@ def parse_topology(text: str) -> Topology:
             f" allowed: {', '.join(DEVICES)}"
         )
     device = DEVICES[name]
-    found = re.fullmatch(r"(\d{1,5}(?:x\d{1,5})*)(?:\*(\d{1,4}))?", rest)
+    found = re.fullmatch(r"([0-9]{1,5}(?:x[0-9]{1,5})*)(?:\*([0-9]{1,4}))?", rest)
     if not colon or not found:
         raise UserError(
             f"{FLAG}={text}: {name} needs its size after a colon, as in {EXAMPLES}"

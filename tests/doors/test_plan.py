@@ -12,6 +12,7 @@ import pytest
 
 from jaxlm import plan
 from jaxlm.core.errors import UserError
+from jaxlm.planning import meshes
 
 CONFIG = "--config=configs/pretrain_gpt.py:tiny"
 
@@ -25,8 +26,14 @@ CONFIG = "--config=configs/pretrain_gpt.py:tiny"
         ([CONFIG, "--topology=v5p:4x4"], "multiples of 4"),
         ([CONFIG, "--topology=h100:8", "--price=2"], "--price: needs --tokens"),
         ([CONFIG, "--topology=h100:8", "--tokens=-1"], "a number above 0"),
-        ([CONFIG, "--topology=h100:8", "--tokens=many"], "invalid _positive value"),
+        (
+            [CONFIG, "--topology=h100:8", "--tokens=many"],
+            "'many' is not allowed; a num",
+        ),
+        ([CONFIG, "--topology=h100:8", "--tokens=nan"], "a number above 0"),
         ([CONFIG, "--topology=h100:8", "--jobs=0"], "at least 1"),
+        ([CONFIG, "--topology=h100:8", "--jobs=1e3"], "'1e3' is not allowed; a whole"),
+        ([CONFIG, "--topology=h100:8", "--config.mesh.layout=auto"], "is for main"),
         ([CONFIG, "--topology=h100:8", "--workdir=x"], "--workdir: a plan writes"),
         ([CONFIG, "--topology=h100:8", "--config.mesh.data=3"], "has 8"),
         ([CONFIG, "--topology=h100:8", "--serach"], "nearest: --search"),
@@ -65,11 +72,34 @@ def installed(name: str) -> bool:
         return False
 
 
-def test_a_missing_compiler_says_what_to_install(tmp_path, monkeypatch, capsys):
-    if installed("libtpu"):
-        pytest.skip("libtpu is installed: nothing is missing")
-    with pytest.raises(UserError, match=r"pip install 'jaxlm\[plan-tpu\]'"):
-        planned(tmp_path, monkeypatch, capsys, "--topology=v5e:2x2")
+@pytest.mark.parametrize(("topology", "extra"), [("v5e:2x2", "tpu"), ("h100:8", "gpu")])
+def test_a_missing_compiler_says_what_to_install(monkeypatch, topology, extra):
+    nowhere = dict.fromkeys(meshes.COMPILERS, ("no_such_package.part",))
+    monkeypatch.setattr(meshes, "COMPILERS", nowhere)
+    with pytest.raises(UserError, match=rf"pip install 'jaxlm\[plan-{extra}\]'"):
+        plan.main([CONFIG, f"--topology={topology}"])
+
+
+@pytest.mark.parametrize("name", ["", "folder", "link", "file/program.hlo"])
+def test_a_program_that_could_not_be_written_is_refused_first(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(plan, "check_compiler", lambda topology: None)
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("/dev/null")
+    path = str(tmp_path / name) if name else ""
+    with pytest.raises(UserError, match="is not a file; name|a file stands where"):
+        plan.main([CONFIG, "--topology=h100:8", f"--hlo={path}"])
+
+
+def test_a_cache_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "check_compiler", lambda topology: None)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="file/plans: a file stands where"):
+        plan.main([CONFIG, "--topology=h100:8"])
 
 
 @pytest.mark.slow
