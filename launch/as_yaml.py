@@ -6,6 +6,7 @@ import json
 import re
 
 PLAIN = re.compile(r"[A-Za-z/][-\w./]*")
+FOREIGN = re.compile(r"[^ -~]")
 WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 """What YAML reads as something other than text."""
 
@@ -36,4 +37,6 @@ def _item(value: object, indent: int) -> str:
 def _scalar(value: object) -> str:
     if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
         return value
-    return json.dumps(value)
+    # As YAML escapes them: JSON would write a character beyond 16 bits as two.
+    text = json.dumps(value, ensure_ascii=False)
+    return FOREIGN.sub(lambda found: f"\\U{ord(found[0]):08x}", text)

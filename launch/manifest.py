@@ -20,6 +20,10 @@ SLICES = {
 WIDE = ("v5e", "v6e")
 """Generations that have hosts of 1, 4 and 8 chips; the others have 4."""
 TOPOLOGY = re.compile(rf"({'|'.join(SLICES)}):([1-9][0-9]*(?:x[1-9][0-9]*){{1,2}})")
+PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+"""The slices of ``WIDE``; the others are of whole cubes of 4x4x4, or ``PARTS`` of one:
+cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus"""
+PARTS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 RUNS = "/runs"
 PORT = 8476
 """Of the coordinator, on GPU nodes; on TPUs, jax knows one by itself."""
@@ -31,13 +35,20 @@ CONTAINER = "trainer"
 def slice_hosts(topology: str, chips_per_host: int | None) -> tuple[int, int]:
     """Hosts of a slice and chips of a host, for a topology such as ``v5e:4x4``.
 
-    cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
-
     Raises:
-      Refusal: the chips are not those of whole hosts.
+      Refusal: there is no such slice, or its chips are not those of whole hosts.
     """
     kind, _, shape = topology.partition(":")
-    chips = math.prod(int(each) for each in shape.split("x"))
+    sides = [int(each) for each in shape.split("x")]
+    cubes = len(sides) == 3 and all(side % 4 == 0 for side in sides)
+    known = shape in PLANES if kind in WIDE else shape in PARTS or cubes
+    if not known:
+        parts = f"{', '.join(PARTS)}, and three multiples of 4"
+        raise Refusal(
+            f"--topology={topology}: no such slice, so that pods would wait for ever;"
+            f" {kind} has {', '.join(PLANES) if kind in WIDE else parts}"
+        )
+    chips = math.prod(sides)
     usual = chips if kind in WIDE and chips <= 8 else 4
     each = chips_per_host or usual
     if chips % each or each not in ((1, 4, 8) if kind in WIDE else (4,)):
@@ -148,7 +159,7 @@ def pod(
             {
                 "name": CONTAINER,
                 "image": given.image,
-                "args": list(run.arguments),
+                "args": [literal(each) for each in run.arguments],
                 "env": variables(given),
                 "ports": [{"containerPort": port, "protocol": "TCP"}],
                 "resources": {"limits": resources},
@@ -200,7 +211,7 @@ def runs_volume(given: argparse.Namespace) -> dict:
 def variables(given: argparse.Namespace) -> list[dict]:
     """The environment of a trainer: settings, secrets by reference, who it is."""
     found: list[dict] = [
-        {"name": name, "value": value}
+        {"name": name, "value": literal(value)}
         for name, _, value in (each.partition("=") for each in given.set)
     ]
     for name in given.env:
@@ -219,7 +230,19 @@ def variables(given: argparse.Namespace) -> list[dict]:
         ]
         if not any(each["name"] == "NCCL_DEBUG" for each in found):
             found.append({"name": "NCCL_DEBUG", "value": "WARN"})
+    names = [each["name"] for each in found]
+    for name in names:
+        if names.count(name) > 1:  # which the cluster would refuse, or half take
+            raise Refusal(
+                f"the variable {name} is given twice, by --set, by --env or by this"
+                " launcher; leave all but one out"
+            )
     return found
+
+
+def literal(text: str) -> str:
+    """A text that Kubernetes leaves as it is: it fills ``$(NAME)`` in, secrets too."""
+    return text.replace("$", "$$")
 
 
 def secret_name(given: argparse.Namespace) -> str:

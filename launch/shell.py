@@ -7,6 +7,7 @@ has neither jax nor jaxlm installed: ``python -m launch.tpu_vm --help``.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -161,14 +162,26 @@ def whole(minimum: int) -> Callable[[str], int]:
     return check
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def start(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a launcher's ``main`` with the command line, and end the process.
 
     Exit codes: 0 done, 1 a program that was called failed, 2 something that the user
-    can mend, 130 interrupted; or what ``main`` gives.
+    can mend, 130 interrupted, 141 nobody reads what is printed; or what ``main`` gives.
     """
     try:
+        for argument in sys.argv[1:]:
+            if not _is_unicode(argument):
+                raise Refusal(f"{argument!r} is not UTF-8")
         code = main(sys.argv[1:]) or 0
+        print(end="", flush=True)
     except Refusal as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -178,4 +191,7 @@ def start(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # Python flushes once more at its end: to nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     sys.exit(code)

@@ -144,6 +144,14 @@ def test_the_arguments_reach_the_trainer_and_runs_lie_on_the_volume(jobset):
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "runs"}
 
 
+def test_kubernetes_fills_nothing_in_what_it_hands_on(kubectl):
+    given = "--config.data.train=$(HF_TOKEN) $HOME $$"
+    done = kubectl(*TPU, "--set=A=$(id)", *TRAINER, given)
+    (container,) = _pod(done.calls[0][1])["containers"]
+    assert container["args"][2] == "--config.data.train=$$(HF_TOKEN) $$HOME $$$$"
+    assert container["env"][0] == {"name": "A", "value": "$$(id)"}
+
+
 def test_a_bucket_is_mounted_without_caches_for_the_user_of_the_trainer(jobset):
     _, job, pod, _ = jobset(*TPU[:-1], "--volume=gs://mine/a/runs", "--run-as=7")
     csi = pod["volumes"][0]["csi"]
@@ -217,7 +225,13 @@ def test_a_dry_run_prints_what_can_be_pasted_without_the_secret(kubectl, tmp_pat
     ("given", "said"),
     [
         ((*TPU, "--topology=v9:4x4"), "'v9:4x4' is not allowed: such as v5e:4x4"),
-        ((*TPU, "--topology=v5p:3x1x1"), "has 3 chips, which hosts of 4 do not make"),
+        ((*TPU, "--topology=v5p:3x1x1"), "v5p has 2x2x1, 2x2x2, 2x2x4, 2x4x4, and thr"),
+        ((*TPU, "--topology=v5p:4x4"), "v5p:4x4: no such slice"),
+        ((*TPU, "--topology=v5e:3x4"), "v5e has 1x1, 2x2, 2x4, 4x4"),
+        ((*TPU, "--topology=v5e:4x4x4"), "v5e:4x4x4: no such slice"),
+        ((*TPU, "--chips-per-host=3"), "has 16 chips, which hosts of 3 do not make up"),
+        ((*GPU, "--set=JAX_PROCESS_ID=1"), "JAX_PROCESS_ID is given twice"),
+        ((*GPU, "--set=A=1", "--set=A=2"), "the variable A is given twice"),
         ((*TPU, "--topology=v5e:2x4", "--slices=2"), "take a larger --topology"),
         ((*TPU, "--volume=/data"), "pvc:CLAIM or gs://BUCKET"),
         ((*TPU, "--set=HF_TOKEN"), "NAME=VALUE"),
@@ -241,6 +255,7 @@ def test_what_is_not_allowed_is_one_line_and_nothing_runs(kubectl, given, said):
         {"a": {"b": [1, {"c": "d", "e": [[True]]}, "f"]}, "g": [], "h": {}},
         ["yes", "No", "null", "~", "1", "1e3", "0x1", "a: b", "a #b", "", " x", "x\ny"],
         {"x/y.z": "4x4", "on": "é", "tag": "!x", "star": "*x", "dash": "- x"},
+        ["\N{GRINNING FACE}", "a\u2028b\x85c\x7f", "\\ud83d", "\t\0"],
     ],
 )
 def test_yaml_reads_what_was_written(value):

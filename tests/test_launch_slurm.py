@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import launch, notes, stand_in
+from tests.launching import ROOT, launch, notes, stand_in
 
 TRAINER = ("--", "--config=configs/ner.py", "--config.task.labels=A 'B")
 
@@ -177,6 +177,7 @@ def test_a_job_whose_trainer_failed_is_queued_again(job):
         (("ner", "--env=HF_TOKEN=hunter2", *TRAINER), "give the name alone"),
         (("ner", "--env=JAXLM_UNSET", *TRAINER), "export JAXLM_UNSET first"),
         (("ner", "--nope", *TRAINER), "--nope"),
+        (("ner", *TRAINER, "a\udcff"), "'a\\udcff' is not UTF-8"),
     ],
 )
 def test_what_is_not_allowed_is_one_line_and_nothing_runs(slurm, given, said):
@@ -195,3 +196,14 @@ def test_a_program_that_fails_or_is_missing_is_said(slurm, tmp_path):
     done = slurm("ner", *TRAINER, PATH="/usr/bin:/bin:/nowhere")
     if done.code != 1:  # where a real sbatch is, it is the one that fails
         assert done.code == 2 and "sbatch: no such program here" in done.err
+
+
+def test_who_stops_reading_a_dry_run_sees_no_traceback():
+    command = f"{sys.executable} -m launch.slurm ner --dry-run -- --config=c.py | true"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (141, "")
