@@ -46,14 +46,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--door", default="main", choices=("main", "evaluate", "predict")
     )
     parser.add_argument(
-        "--port", type=int, default=0, help="of the coordinator (default: a free one)"
+        "--port",
+        type=positive,
+        default=0,
+        help="of the coordinator (default: a free one)",
     )
     parser.add_argument(
         "--logs", type=Path, help="a folder (default: logs/ of the door's --workdir)"
     )
     parser.add_argument(
         "--grace-seconds",
-        type=float,
+        type=seconds,
         default=90.0,
         metavar="S",
         help="for the others to end after one has failed (default: %(default)g)",
@@ -75,13 +78,25 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """A number that is not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
 def workdir_of(rest: Sequence[str]) -> Path:
-    """The door's --workdir; the current directory where it is not given."""
+    """The door's --workdir, its last; the current directory where it is not given."""
+    found = Path()
     for place, argument in enumerate(rest):
         flag, equals, value = argument.partition("=")
         if flag == "--workdir":
-            return Path(value if equals else "".join(rest[place + 1 : place + 2]))
-    return Path()
+            found = Path(value if equals else "".join(rest[place + 1 : place + 2]))
+    return found
 
 
 def command(known: argparse.Namespace) -> list[str]:
@@ -123,7 +138,6 @@ def start(
     own = {**environment, **variables(known, port, process)}
     if process == 0:
         return subprocess.Popen(command(known), env=own, start_new_session=True)
-    log_of(known, process).parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(known, process), "ab") as log:
         return subprocess.Popen(
             command(known),
@@ -138,8 +152,22 @@ def start(
 class Processes:
     """The processes, and the signals that are handed on to them."""
 
-    def __init__(self, running: Sequence[subprocess.Popen[bytes]]):
-        self.running, self.told = running, 0
+    def __init__(self) -> None:
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.told = 0
+
+    def start(self, known: argparse.Namespace, port: int) -> None:
+        """Start all of them, or none: one alone would wait for the others."""
+        known.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            for process in range(known.processes):
+                self.running.append(start(known, port, process, os.environ))
+                if self.told:
+                    self.running[-1].terminate()
+        except OSError:
+            for each in self.running:
+                each.kill()
+            raise
 
     def tell(self, number: int, frame: FrameType | None = None) -> None:
         """Hand a signal on; the second kills."""
@@ -184,16 +212,18 @@ def main(arguments: Sequence[str]) -> int:
         for process in range(known.processes):
             print(shown(known, port, process))
         return 0
-    started = [
-        start(known, port, process, os.environ) for process in range(known.processes)
-    ]
-    processes = Processes(started)
+    processes = Processes()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, processes.tell)
+    try:
+        processes.start(known, port)
+    except OSError as problem:
+        print(f"error: {problem.filename}: {problem.strerror}", file=sys.stderr)
+        return 2
     code, failed = processes.wait(known.grace_seconds)
     if failed is not None:
         where = f"; see {log_of(known, failed)}" if failed else ""
-        ended = started[failed].returncode
+        ended = processes.running[failed].returncode
         how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
         text = f"process {failed} of {known.processes} ended first: {how}{where}"
         print(text, file=sys.stderr)

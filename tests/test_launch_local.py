@@ -147,6 +147,7 @@ def wait_for(path, text):
     [
         (["--workdir=a"], "a/logs"),
         (["-x", "--workdir", "b", "-y"], "b/logs"),
+        (["--workdir=a", "--workdir=c"], "c/logs"),  # the door, too, takes the last
         (["-x"], "logs"),
     ],
 )
@@ -155,7 +156,26 @@ def test_logs_lie_in_the_workdir(rest, folder):
     assert local.parse(["--logs=elsewhere", "--", *rest]).logs == Path("elsewhere")
 
 
-@pytest.mark.parametrize("flag", ["--processes=0", "--devices=x", "--door=export"])
+def test_none_is_started_where_logs_cannot_be_written(door, tmp_path):
+    """The first would wait for the others, who never come."""
+    (tmp_path / "w").touch()
+    run = door("time.sleep(60)", "--", "--workdir=w")
+    out, err = run.communicate(timeout=30)
+    assert (run.returncode, out) == (2, "")
+    assert err == "error: w/logs: Not a directory\n"
+
+
+def test_one_that_cannot_be_started_ends_those_that_were(door, tmp_path):
+    (tmp_path / "w/logs/process-1.log").mkdir(parents=True)
+    run = door("time.sleep(60)", "--", "--workdir=w")
+    _, err = run.communicate(timeout=30)  # which is also the first one's output
+    assert run.returncode == 2
+    assert err == "error: w/logs/process-1.log: Is a directory\n"
+
+
+@pytest.mark.parametrize(
+    "flag", ["--processes=0", "--devices=x", "--door=export", "--grace-seconds=nan"]
+)
 def test_what_is_not_allowed_is_refused(flag, capsys):
     with pytest.raises(SystemExit) as caught:
         local.parse([flag])
