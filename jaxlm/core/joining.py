@@ -7,6 +7,7 @@ jax reads them; else flags or the environment do (``jaxlm.core.cluster``).
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -37,7 +38,8 @@ def joined(place: Place) -> Iterator[Hosts]:
         yield hosts
         return
     try:
-        yield hosts
+        with terminable():  # or the others would hear of it by silence alone
+            yield hosts
     except BaseException as problem:
         ended = hosts.cause(problem)
         if hosts.stopping and isinstance(problem, SystemExit | KeyboardInterrupt):
@@ -74,19 +76,55 @@ def join(place: Place) -> None:
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            list(place.local_devices) if place.local_devices else None,
-            cluster_detection_method="deactivate",
-            # Ours come first: what jax does when it is late is to abort the process.
-            initialization_timeout=place.join_seconds + 60,
-            heartbeat_timeout_seconds=place.lost_seconds + 60,
-        )
+        with interruptible():
+            jax.distributed.initialize(
+                place.coordinator,
+                place.processes,
+                place.process,
+                list(place.local_devices) if place.local_devices else None,
+                cluster_detection_method="deactivate",
+                # Ours come first: when it is late, jax aborts the process.
+                initialization_timeout=place.join_seconds + 60,
+                heartbeat_timeout_seconds=place.lost_seconds + 60,
+            )
     finally:
         late.cancel()
     form(place.lost_seconds)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM is an exception, as Ctrl-C is one, so that what is open is put away.
+
+    Where Python handles no signals, or somebody else handles this one, nothing changes.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the process at once, while jax waits and lets Python handle none."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def check_port(address: str) -> None:

@@ -48,27 +48,6 @@ class Stop:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM is an exception, as Ctrl-C is one, so that what is open is put away.
-
-    Where Python handles no signals, or somebody else handles this one, nothing changes.
-    """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
 def signals() -> Iterator[Stop]:
     """Note the first SIGTERM or Ctrl-C; a second one of the kind does as it always did.
 

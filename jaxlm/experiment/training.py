@@ -15,6 +15,7 @@ import optax
 from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
 from jaxlm.core.hosts import here
+from jaxlm.core.joining import terminable
 from jaxlm.core.mesh import replicated
 from jaxlm.core.pages import give_back
 from jaxlm.core.programs import keep_programs
@@ -33,7 +34,7 @@ from jaxlm.experiment.prepare import (
     prepare,
 )
 from jaxlm.experiment.scoring import check_metric, score, scorer, validate
-from jaxlm.experiment.signals import signals, terminable
+from jaxlm.experiment.signals import signals
 from jaxlm.experiment.workdir import claim, empty
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.evaluator import Evaluator

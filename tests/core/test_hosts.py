@@ -3,6 +3,9 @@
 Real processes: tests/test_hosts.py.
 """
 
+import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +16,7 @@ import jax
 import pytest
 
 from jaxlm.core import hosts, joining, watch
+from jaxlm.core.cluster import Place
 from jaxlm.core.errors import Lost, UserError
 from jaxlm.core.hosts import Group, Hosts, here
 from jaxlm.core.watch import Watch
@@ -256,9 +260,45 @@ def test_processes_that_are_not_joined_end_with_a_line():
     assert "is not reached after 2 s (Connection refused)" in second
 
 
-def test_a_port_that_is_taken_is_refused():
-    import socket
+def test_sigterm_is_told_to_the_others_wherever_a_process_is(group, monkeypatch):
+    """Killed by it, one would be missed only after a minute of silence."""
+    one, other = group(2)
+    monkeypatch.setattr(joining, "join", lambda place: None)
+    monkeypatch.setattr(joining, "here", lambda: other)
+    with pytest.raises(SystemExit) as end, joining.joined(Place()):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # never slept to its end
+    assert end.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(Lost, match="process 1 of 2 .* was ended by SIGTERM"):
+        one.barrier()
 
+
+def test_ctrl_c_ends_a_process_that_waits_for_others():
+    port = free_port()
+    code = (
+        "from jaxlm.core.joining import join\n"
+        "from jaxlm.core.cluster import Place\n"
+        f"join(Place('localhost:{port}', 2, 0))"
+    )
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", code],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    until = time.monotonic() + 100
+    while not listens(port) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=30) == -signal.SIGINT
+
+
+def listens(port):
+    with socket.socket() as trial:
+        return trial.connect_ex(("localhost", port)) == 0
+
+
+def test_a_port_that_is_taken_is_refused():
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
