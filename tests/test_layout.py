@@ -40,6 +40,16 @@ def test_the_sizes_that_are_found_are_the_runs(auto, monkeypatch):
     assert said == ["layout data=2 x fsdp=4, by the planner"]
 
 
+def test_a_run_that_goes_on_on_other_devices_is_planned_anew(
+    auto, tmp_path, monkeypatch
+):
+    sizes = {"data": 1, "fsdp": 4, "tensor": 1, "context": 1}
+    configs.write(tmp_path / configs.FILE, configured(auto, sizes), {})
+    found = sizes | {"fsdp": 8}
+    monkeypatch.setattr(layout, "planned", lambda config, say: found)
+    assert settled(auto, tmp_path, quietly).mesh.sizes == found
+
+
 def test_a_run_that_goes_on_keeps_its_sizes(auto, tmp_path):
     sizes = {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
     configs.write(tmp_path / configs.FILE, configured(auto, sizes), {})

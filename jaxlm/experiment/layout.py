@@ -5,6 +5,7 @@ Free of jax until a mesh is planned, as its compiling processes begin here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ def settled(
 ) -> ExperimentConfig:
     """The config with sizes for its mesh, where they are left to the planner.
 
-    A run that is resumed keeps those that it began with. Process 0 plans for all.
+    A run that is resumed on as many devices keeps those that it began with. Process 0
+    plans for all.
 
     Raises:
       UserError: the devices cannot be planned for, or the step fits no mesh of them.
@@ -37,12 +39,15 @@ def settled(
 
 
 def kept(workdir: Path | None) -> dict[str, int] | None:
-    """The sizes that the run of a workdir has; None where there is none."""
+    """The sizes that the run of a workdir has; None where none, or others, fit."""
+    import jax
+
     path = None if workdir is None else workdir / configs.FILE
     if path is None or not path.exists():
         return None
     mesh = configs.read(path, ExperimentConfig).mesh
-    return mesh.sizes if mesh.layout == "manual" else None
+    fits = math.prod(mesh.sizes.values()) == jax.device_count()
+    return mesh.sizes if fits and mesh.layout == "manual" else None
 
 
 def planned(config: ExperimentConfig, say: Say) -> dict[str, int]:

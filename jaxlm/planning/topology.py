@@ -168,13 +168,23 @@ def topology_here(devices: Sequence[Any]) -> Topology:
             f" ({kind}); it can for {', '.join(DEVICES)};"
             " --config.mesh.layout=manual takes the sizes that config.mesh has"
         )
-    if not DEVICES[name].dimensions:
-        hosts = len({device.process_index for device in devices})
-        return parse_topology(f"{name}:{hosts}x{count // hosts}")
+    try:
+        found = parse_topology(f"{name}:{_size_here(DEVICES[name], devices)}")
+    except UserError as problem:
+        raise UserError(
+            f"config.mesh.layout: auto cannot plan for these {count} devices; take"
+            f" manual, and sizes of config.mesh ({problem})"
+        ) from problem
+    return found
+
+
+def _size_here(device: Device, devices: Sequence[Any]) -> str:
+    if not device.dimensions:
+        hosts = len({each.process_index for each in devices})
+        return f"{hosts}x{len(devices) // hosts}"
     sides = [
-        max(device.coords[side] for device in devices) + 1
-        for side in range(DEVICES[name].dimensions)
+        max(each.coords[side] for each in devices) + 1
+        for side in range(device.dimensions)
     ]
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    text = f"{name}:{'x'.join(map(str, sides))}"
-    return parse_topology(f"{text}*{slices}" if slices > 1 else text)
+    slices = len({getattr(each, "slice_index", 0) for each in devices})
+    return "x".join(map(str, sides)) + f"*{slices}" * (slices > 1)

@@ -99,6 +99,12 @@ def test_a_machine_s_own_topology_is_known(kind, text):
     assert (found.device, found.shape) == (wanted.device, wanted.shape)
 
 
+def test_a_machine_of_a_size_that_cannot_be_planned_for_says_so():
+    three = [SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3", process_index=0)] * 3
+    with pytest.raises(UserError, match="layout: auto cannot plan for these 3 devices"):
+        topology_here(three)
+
+
 def test_a_machine_that_cannot_be_planned_for_says_so():
     with pytest.raises(
         UserError, match=r"auto cannot plan for the devices that are here \(cpu\)"
