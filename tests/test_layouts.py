@@ -108,3 +108,10 @@ def test_kernels_are_gathered_layer_by_layer_and_once_more_backward(remat):
     looped = [line for line in gathers if "while/body" in line]
     backward = [line for line in looped if "transpose(" in line]
     assert len(backward) == kernels and len(looped) == 2 * kernels
+
+
+def test_the_counts_are_those_of_the_version_that_is_pinned():
+    """Or no program of ours would be counted any more, and no test would say so."""
+    pins = (Path(__file__).parents[1] / "launch/docker/constraints.txt").read_text()
+    (version,) = re.findall(r"^jax==(.+)$", pins, re.MULTILINE)
+    assert f"jax {version} cpu" in json.loads(GOLDENS.read_text())
