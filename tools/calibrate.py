@@ -131,6 +131,7 @@ def predicted(point: Point) -> dict[str, Any]:
             sys.executable, "-m", "jaxlm.plan", "--json", "--jobs=1",
             "--config=configs/pretrain_gpt.py:7b", f"--topology={point.topology}",
             f"--config.model.pretrained={model}", f"--config.train.batch_size={rows}",
+            f"--config.train.rows_per_device={point.rows}",
             f"--config.data.max_length={point.length}",
             f"--config.model.remat={point.remat}",
             *(f"--config.mesh.{each}" for each in point.mesh),

@@ -155,6 +155,8 @@ def test_every_microbatch_draws_its_own_dropout(batch):
         ({}, 8, 1),
         ({"rows_per_device": 4}, 8, 2),
         ({"rows_per_device": 4}, 3, 6),  # 64 rows and 8 of padding
+        ({"rows_per_device": 5}, 6, 3),  # 11 a device; 12 places
+        ({"rows_per_device": 4}, 7, 5),  # 10 a device: not 3, with 2 of 12 empty
         ({"rows_per_device": 100}, 8, 1),
         ({"rows_per_device": 4, "accumulation": 16}, 8, 16),
     ],
