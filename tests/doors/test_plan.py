@@ -15,6 +15,11 @@ from jaxlm.core.errors import UserError
 from jaxlm.planning import meshes
 
 CONFIG = "--config=configs/pretrain_gpt.py:tiny"
+LLAMA = {
+    "model_type": "llama", "vocab_size": 512, "hidden_size": 256,
+    "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 2048,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -121,9 +126,14 @@ def test_a_tpu_s_step_is_planned_and_kept(tmp_path, monkeypatch, capsys):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_search_tries_blocks_for_the_best_on_a_tpu(tmp_path, monkeypatch, capsys):
     """One chip and a row: all that differs are rematerialisation and, last, blocks."""
-    rows = "--config.train.batch_size=1", "--config.data.max_length=2048"
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    given = [
+        f"--config.model.pretrained=random:{tmp_path}",
+        "--config.data.max_length=2048",
+        "--config.train.batch_size=1",
+    ]
     found = planned(
-        tmp_path, monkeypatch, capsys, "--topology=v5e:1x1", "--search", *rows
+        tmp_path, monkeypatch, capsys, "--topology=v5e:1x1", "--search", *given
     )
     assert found["fits"] and found["devices"] == 1
     tried = [" ".join(each["overrides"]) for each in found["tried"]]
