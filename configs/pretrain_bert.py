@@ -51,7 +51,6 @@ def large(config):
     """
     base(config)
     config.model.pretrained = "random:bert-large"
-    config.model.remat = "dots"
     config.train.batch_size = 8192
     config.train.steps = 500_000
     config.optimizer.learning_rate = 4e-4

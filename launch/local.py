@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="of the coordinator (default: a free one)",
     )
     parser.add_argument(
-        "--logs", type=Path, help="a folder (default: logs/ of the door's --workdir)"
+        "--logs", type=Path, help="a folder (default: logs/ of --workdir, or else here)"
     )
     parser.add_argument(
         "--grace-seconds",
@@ -126,7 +126,7 @@ def shown(known: argparse.Namespace, port: int, process: int) -> str:
 
 
 def log_of(known: argparse.Namespace, process: int) -> Path:
-    """Where a process writes that is not the first; a door goes on in the same file."""
+    """Where a process but the first writes: as a door with a --workdir does."""
     prefix = "" if known.door == "main" else f"{known.door}-"
     return known.logs / f"{prefix}process-{process}.log"
 

@@ -47,7 +47,9 @@ class Case:
 
 BERT, GPT = "pretrain_bert.py", "pretrain_gpt.py"
 CASES = {
-    "bert-large-v5e": Case(f"{BERT}:large", "v5e:16x16"),
+    "bert-large-v5e": Case(
+        f"{BERT}:large", "v5e:16x16", ("mesh.data=16", "mesh.fsdp=16")
+    ),
     "gpt2-1.5b-h100": Case(f"{GPT}:1.5b", "h100:8"),
     "7b-v5p": Case(f"{GPT}:7b", "v5p:4x4x4"),
     "7b-h100": Case(f"{GPT}:7b", "h100:8"),

@@ -77,7 +77,9 @@ def search(wanted: Wanted, say: Say) -> Outcome:
     """
     config, topology = wanted.configure(()), wanted.topology
     tried = run(wanted, [()], say)
-    first = tried[0].plan
+    if tried[0].plan is None:  # its own mesh, perhaps, which is searched for
+        tried += run(wanted, mesh_choices(topology)[:1], say)
+    first = tried[-1].plan
     if first is None:
         raise UserError(tried[0].refused)
     chosen = variants(config, topology, first.facts, first.capacity)[:COMPILED]
@@ -167,9 +169,11 @@ def run(wanted: Wanted, chosen: Iterable[tuple[str, ...]], say: Say) -> list[Tri
                     done[place] = Trial(overrides, None, str(problem))
             for place, each in list(running.items()):
                 if each.poll(0.2):
-                    done[place] = _trial(wanted, order[place], each, len(order) > 1)
+                    trial = _trial(wanted, order[place], each, len(order) > 1)
+                    done[place] = trial
                     del running[place]
-                    say(f"{each.seconds:4.0f} s  {_named(order[place])}done")
+                    end = "done" if trial.plan is not None else "refused"
+                    say(f"{each.seconds:4.0f} s  {_named(order[place])}{end}")
             if time.monotonic() - last > NOTICE_SECONDS:
                 last = time.monotonic()
                 for place, each in running.items():

@@ -21,6 +21,7 @@ PARTS_OF_CUBE = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 LARGEST = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
 """Chips of the largest slice."""
 MOST_HOSTS = 4096
+MOST_SLICES = 256
 
 
 KINDS = {
@@ -88,8 +89,11 @@ def parse_topology(text: str) -> Topology:
     slices = int(found[2] or 1)
     if device.platform == "tpu":
         _check_slice(text, device, shape)
-        if slices < 1:
-            raise UserError(f"{FLAG}={text}: 0 slices are not allowed; at least 1")
+        if not 1 <= slices <= MOST_SLICES:
+            raise UserError(
+                f"{FLAG}={text}: {slices} slices are not allowed; from 1 to"
+                f" {MOST_SLICES}"
+            )
         return Topology(text, device, shape, slices)
     if found[2]:
         raise UserError(

@@ -69,6 +69,15 @@ def test_blocks_are_tried_for_the_best_alone(monkeypatch):
     assert found.overrides == found.trials[0].overrides
 
 
+def test_a_search_begins_elsewhere_where_the_config_s_mesh_does_not_fit(monkeypatch):
+    own = ()
+    outcome, compiled = searched(
+        monkeypatch, {}, lambda overrides: None if overrides == own else 1.0
+    )
+    assert compiled[0] == own and "--config.mesh.fsdp=-1" in compiled[1]
+    assert outcome.overrides
+
+
 def test_of_blocks_as_fast_the_largest_is_taken(monkeypatch):
     found, _ = searched(
         monkeypatch, SIZES, lambda each: None if block(each) == 2048 else 1000.0

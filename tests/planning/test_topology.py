@@ -45,6 +45,7 @@ def test_a_topology_knows_its_devices_and_rings(text, devices, chips, wraps):
         ("v5p:32x32x32", "more than the largest slice of v5p, 6144"),
         ("v5e:16x32", "a v5e pod is cut into 1x1"),
         ("v5p:4x4x4*0", "0 slices"),
+        ("v5e:16x16*9999", "from 1 to 256"),
         ("h100:8*2", "hosts are written h100:2x8"),
         ("h100:3", "1, 2, 4 or 8 GPUs"),
         ("h100:2x2x8", "hosts x GPUs"),
