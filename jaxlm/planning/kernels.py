@@ -14,7 +14,7 @@ import math
 import re
 
 from jaxlm.planning.calibration import Efficiency
-from jaxlm.planning.hlo import Computation, Instruction, Module
+from jaxlm.planning.hlo import Array, Computation, Instruction, Module
 
 PALLAS = ("tpu_custom_call", "mosaic_gpu", "mosaic_gpu_v2", "__gpu$xla.gpu.triton")
 SPLASH = {"fwd": 2, "dkv": 4, "dq": 3, "fused_bwd": 5}
@@ -78,12 +78,7 @@ def attention_share(
     """
     if _mha_products(each) is not None:
         return efficiency.pallas
-    sizes = [
-        inside.arrays(each, place)[0].dims
-        for place in range(len(each.operands))
-        if len(inside.arrays(each, place)) == 1
-    ]
-    size = next((dims[-1] for dims in sizes if len(dims) == 4), HEAD)
+    size = _floats(inside, each)[0].dims[-1]
     return efficiency.attention * size / (-(-size // HEAD) * HEAD)
 
 
@@ -139,15 +134,21 @@ def _splash_products(each: Instruction) -> int:
 
 def _splash_product(module: Module, inside: Computation, each: Instruction) -> float:
     """FLOPs of one product of queries and keys, over the blocks that the mask keeps."""
-    big = [
-        inside.arrays(each, place)[0]
-        for place in range(len(each.operands))
-        if len(inside.arrays(each, place)) == 1
-    ]
-    query, key = [array for array in big if len(array.dims) == 4][:2]
-    B, H, S, K = query.dims
-    T = key.dims[2]
+    # A row alone has no dimension of rows.
+    query, key = (array.dims for array in _floats(inside, each)[:2])
+    B, H, S, K = (1, *query)[-4:]
+    T = key[-2]
     return 2.0 * B * H * S * T * K * _kept_blocks(module, inside, each)
+
+
+def _floats(inside: Computation, each: Instruction) -> list[Array]:
+    """The operands that are no masks or numbers of segments: queries, keys, ..."""
+    found = [inside.arrays(each, place) for place in range(len(each.operands))]
+    return [
+        arrays[0]
+        for arrays in found
+        if len(arrays) == 1 and arrays[0].dtype in ("bf16", "f16", "f32")
+    ]
 
 
 def _kept_blocks(module: Module, inside: Computation, each: Instruction) -> float:

@@ -176,7 +176,7 @@ def _read_of(module: Module, inside: Computation, value: Instruction) -> float:
     for user in inside.users[value.name]:
         if user.opcode in ("dynamic-slice", "slice", "gather"):
             total += user.bytes if user.operands[0] == value.name else 0.0
-        elif user.opcode in VIEWS:
+        elif user.opcode in VIEWS or _relabels(user):
             total += _read_of(module, inside, user)
         elif user.opcode == "dynamic-update-slice" and user.operands[1] != value.name:
             continue  # written in place, or where to
@@ -186,6 +186,11 @@ def _read_of(module: Module, inside: Computation, value: Instruction) -> float:
         else:
             return value.bytes
     return total if value.name != inside.root.name else value.bytes
+
+
+def _relabels(each: Instruction) -> bool:
+    """Whether a fused fusion gives its operand other tiles in place, as tpu7x does."""
+    return each.opcode == "fusion" and "output_to_operand_aliasing" in each.rest
 
 
 def _written(module: Module, inside: Computation, root: Instruction) -> float:

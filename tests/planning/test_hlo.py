@@ -144,3 +144,26 @@ def test_a_fusion_that_runs_beside_others_costs_what_a_fusion_does():
     assert start.arrays == (Array("bf16", (48, 128, 64)),)
     assert moved(module, inside, start) == 2 * 128 * 64 * 2
     assert moved(module, inside, inside["y"]) == 0
+
+
+def test_a_stack_that_is_given_other_tiles_in_place_is_not_read_whole():
+    """As tpu7x's compiler has it: a fusion in a fusion, aliased to its operand."""
+    inner = (
+        "%tiles (p: bf16[48,128,64]) -> bf16[48,128,64] {\n"
+        "  %p = bf16[48,128,64]{2,1,0} parameter(0)\n"
+        "  ROOT %t = bf16[48,128,64]{2,1,0} copy(%p)\n}\n"
+        "%layer (a: bf16[48,128,64], c: s32[]) -> bf16[1,128,64] {\n"
+        "  %a = bf16[48,128,64]{2,1,0} parameter(0)\n"
+        "  %c = s32[] parameter(1)\n"
+        "  %r = bf16[48,128,64]{2,1,0} fusion(%a), kind=kLoop, calls=%tiles,"
+        " output_to_operand_aliasing={{}: (0, {})}\n"
+        "  %zero = s32[] constant(0)\n"
+        "  ROOT %u = bf16[1,128,64]{2,1,0} dynamic-slice(%r, %c, %zero, %zero),"
+        " dynamic_slice_sizes={1,128,64}\n}\n"
+    )
+    lines = (
+        "  %x = bf16[48,128,64]{2,1,0} parameter(0)\n  %n = s32[] parameter(1)\n"
+        "  %y = bf16[1,128,64]{2,1,0} fusion(%x, %n), kind=kLoop, calls=%layer"
+    )
+    module, inside, each = only(lines, inner)
+    assert moved(module, inside, each) == pytest.approx(2 * 128 * 64 * 2, abs=8)

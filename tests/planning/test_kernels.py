@@ -80,6 +80,17 @@ def test_splash_attention_computes_the_blocks_that_its_mask_keeps(name, products
     assert is_attention(each) and not is_unknown(each)
 
 
+def test_a_row_alone_has_no_dimension_of_rows():
+    name = "splash_mha_fwd_segmented_residuals"
+    text = SPLASH.replace("NAME", name).replace("bf16[2,", "bf16[")
+    text = text.replace("{3,2,1,0} param", "{2,1,0} param")
+    module, inside, each = instruction(text)
+    wanted = 2 * 2 * 8 * 2048 * 2048 * 128 * 10 / 16
+    assert kernel_flops(module, inside, each) == wanted
+    efficiency = EFFICIENCIES["tpu"]
+    assert attention_share(inside, each, efficiency) == efficiency.attention
+
+
 def test_a_mask_that_came_by_a_copy_is_found():
     text = SPLASH.replace("NAME", "splash_mha_fwd_segmented_residuals")
     text = text.replace("(%next, %mask,", "(%next, %copied,").replace(
