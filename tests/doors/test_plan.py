@@ -129,7 +129,8 @@ def test_a_search_tries_blocks_for_the_best_on_a_tpu(tmp_path, monkeypatch, caps
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     given = [
         f"--config.model.pretrained=random:{tmp_path}",
-        "--config.data.max_length=2048",
+        "--config.data.max_length=1024",
+        "--config.train.precision=bf16",  # of fp32 the kernels take ten minutes
         "--config.train.batch_size=1",
     ]
     found = planned(
@@ -138,7 +139,7 @@ def test_a_search_tries_blocks_for_the_best_on_a_tpu(tmp_path, monkeypatch, caps
     assert found["fits"] and found["devices"] == 1
     tried = [" ".join(each["overrides"]) for each in found["tried"]]
     blocks = [each for each in tried if "attention_block=" in each]
-    assert {each.rpartition("=")[2] for each in blocks} == {"1024", "2048"}
+    assert {each.rpartition("=")[2] for each in blocks} == {"1024"}
     assert len({each.rpartition(" ")[0] for each in blocks}) == 1
     assert " ".join(found["overrides"]) == tried[0]
 
