@@ -276,15 +276,14 @@ def test_sigterm_is_told_to_the_others_wherever_a_process_is(group, monkeypatch)
 
 def test_ctrl_c_ends_a_process_that_waits_for_others():
     port = free_port()
-    code = (
+    code = (  # a shell's job in the background is born deaf to it
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from jaxlm.core.joining import join\n"
         "from jaxlm.core.cluster import Place\n"
         f"join(Place('localhost:{port}', 2, 0))"
     )
-    waiting = subprocess.Popen(
-        [sys.executable, "-c", code],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    waiting = subprocess.Popen([sys.executable, "-c", code])
     until = time.monotonic() + 100
     while not listens(port) and time.monotonic() < until:
         time.sleep(0.05)
