@@ -25,4 +25,5 @@ EFFICIENCIES = {
 }
 """By platform, for every chip of it. Of memory, links and latency: assumed, and not
 fitted. Of products and attention: fitted to the steps of docs/planning.md that say so,
-and checked on the others there."""
+and checked on the others there. Of Pallas's attention: measured by itself on an H200
+(docs/benchmarks.md); TPUs have none of it."""
