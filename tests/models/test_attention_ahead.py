@@ -28,20 +28,27 @@ def compiled(**given):
 
 @TPU
 @pytest.mark.parametrize(
-    ("model", "reaches"),
+    ("model", "reaches", "length", "kernels"),
     [
-        ({"causal": True, "kv_heads": 2}, [None]),
-        pytest.param({"score_cap": 30.0}, [16, None], marks=pytest.mark.slow),
+        # Forward, and backward: one kernel for rows of one block, else two, for queries
+        # and for keys.
+        ({"causal": True, "kv_heads": 2}, [None], 256, 2),
+        ({"causal": True, "kv_heads": 2}, [None], 1024, 3),
+        pytest.param({"score_cap": 30.0}, [16, None], 256, 2, marks=pytest.mark.slow),
     ],
 )
-def test_splash_compiles_for_a_tpu_on_a_sharded_mesh(model, reaches):
+def test_splash_compiles_for_a_tpu_on_a_sharded_mesh(model, reaches, length, kernels):
     """Also with heads of 64, half as wide as a TPU's registers."""
     found = compiled(
-        topology="v5e:2x2", mesh=[1, 2, 2, 1], model=SIZES | model, reaches=reaches
+        topology="v5e:2x2",
+        mesh=[1, 2, 2, 1],
+        model=SIZES | model,
+        reaches=reaches,
+        length=length,
     )
     assert (found["platform"], found["backend"]) == ("tpu", "splash")
-    # Forward, and backward for queries and for keys; a turn of the scan has each kind.
-    assert found["kernels"]["tpu_custom_call"] == 3 * len(reaches)
+    # A turn of the scan has each kind of layers.
+    assert found["kernels"]["tpu_custom_call"] == kernels * len(reaches)
 
 
 GPU = pytest.mark.skipif(
