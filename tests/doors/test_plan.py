@@ -122,6 +122,7 @@ def test_a_tpu_s_step_is_planned_and_kept(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not installed("libtpu"), reason="needs jaxlm[plan-tpu]: libtpu")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_search_tries_blocks_for_the_best_on_a_tpu(tmp_path, monkeypatch, capsys):
