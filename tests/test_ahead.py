@@ -13,6 +13,7 @@ from collections import Counter
 import jax
 import pytest
 
+from jaxlm.experiment.ahead import Compiler
 from jaxlm.experiment.training import train
 from jaxlm.train.checkpoints import Checkpoints
 from tests.small_runs import config, quietly
@@ -79,25 +80,40 @@ def test_the_step_of_a_phase_that_is_not_known_yet_is_compiled_when_it_is(
     stop_at_first_save(made, tmp_path)
     compiled.clear()
     train(made, tmp_path, say=quietly)
-    assert ("jit(step)", True) not in compiled
-    assert compiled["jit(step)", False] == 1
+    assert of_the_run(compiled) == {("jit(step)", True): 1}
 
 
-def test_a_new_run_in_phases_compiles_the_first_ahead(compiled, tmp_path):
+def test_the_step_of_each_phase_is_compiled_once_and_no_call_compiles(
+    compiled, tmp_path
+):
     phases = {"model__scan": True, "train__phases": "head@1step,all"}
     train(config(train__steps=2, **phases), tmp_path, say=quietly)
-    assert compiled["jit(step)", True] == compiled["jit(step)", False] == 1
+    assert compiled["jit(step)", True] == 2
+    assert ("jit(step)", False) not in compiled
 
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_unpacked_does_not_compile_rows_of_another_length(
-    compiled, tmp_path
+    tmp_path, monkeypatch
 ):
     made = config(train__steps=4, checkpoint__every_steps=2, data__packing=False)
     stop_at_first_save(made, tmp_path)
-    compiled.clear()
+    begun, needed = [], []
+    for names, name in ((begun, "begin"), (needed, "need")):
+        original = getattr(Compiler, name)
+        monkeypatch.setattr(Compiler, name, noting(names, original))
     train(made, tmp_path, say=quietly)
-    assert ("jit(step)", True) not in compiled
+    assert set(begun) == set(needed) and begun
+
+
+def noting(keys, original):
+    """A method of ``Compiler`` that notes the keys that it is called with."""
+
+    def noted(self, key, lower):
+        keys.append(key)
+        return original(self, key, lower)
+
+    return noted
 
 
 def test_what_fails_while_compiling_ahead_is_left_to_the_call(tmp_path, monkeypatch):

@@ -208,6 +208,18 @@ def test_a_signal_to_one_stops_all_at_one_step_and_saved(history):
     assert (history["at the stop"] / "checkpoints" / str(step)).is_dir()
 
 
+@pytest.mark.slow
+def test_a_signal_to_one_is_heard_while_all_compile_the_step_of_a_phase(
+    start, tmp_path
+):
+    phases = {"train__phases": "head@6steps,all", "model__scan": True}
+    code, output = start(tmp_path, **phases).signalled(1, signal.SIGTERM, 6)
+    assert code == 128 + signal.SIGTERM, output
+    said = f"stopped and saved at step 6 of {STEPS}; started again, it goes on"
+    assert said in output and said in log_of(tmp_path)
+    assert "resuming from step 6" in finish(start(tmp_path, **phases))
+
+
 def test_a_process_that_dies_ends_the_others_with_a_line(history):
     code, output = history["died"]
     assert code == 128 + signal.SIGKILL

@@ -2,11 +2,14 @@
 
 import json
 import signal
+import threading
+from contextlib import contextmanager
 
 import pytest
 
 from jaxlm import main
 from jaxlm.experiment import ending, training
+from jaxlm.experiment.ahead import Compiler
 from jaxlm.experiment.training import train
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.evaluator import Evaluator
@@ -80,11 +83,8 @@ def assert_goes_on(workdir, whole, step):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "saved", "number"),
     [
-        # Not while its step is compiled: tests/test_kill.py tries that.
-        (training, "turns", 1, 1, signal.SIGTERM),
         (Evaluator, "evaluate", 2, 3, signal.SIGINT),  # made anew when it goes on
         (Checkpoints, "save", 1, 3, signal.SIGTERM),  # of step 2
-        other(training, "turns", 1, 1, signal.SIGINT),
         other(Evaluator, "evaluate", 2, 3, signal.SIGTERM),
         other(Checkpoints, "save", 1, 3, signal.SIGINT),
     ],
@@ -103,8 +103,10 @@ def test_a_signal_during_training_stops_it_after_the_step_and_saved(
     ("owner", "name", "saved", "number"),
     [
         (training, "score_before", 0, signal.SIGTERM),
+        (training, "turns", 0, signal.SIGTERM),  # before the first step
         (ending, "best_params", STEPS, signal.SIGTERM),  # before the scores at the end
         other(training, "score_before", 0, signal.SIGINT),
+        other(training, "turns", 0, signal.SIGINT),
         other(ending, "best_params", STEPS, signal.SIGINT),
     ],
 )
@@ -113,6 +115,54 @@ def test_a_signal_before_or_after_training_ends_it_at_once(
 ):
     assert stopped(tmp_path, [], number, owner, name, 1, number) == saved
     assert_goes_on(tmp_path, whole, saved)
+
+
+@contextmanager
+def compiling_for_ever(kind, after, number):
+    """Get a signal while a program of a kind is compiled, which does not end.
+
+    Those ``after`` programs of the kind, as they come.
+    """
+    original, released, seen = Compiler._compile, threading.Event(), []
+
+    def compile(self, lowered):
+        name = lowered.as_text().partition("@")[2].partition(" ")[0]
+        seen.extend([name] if name == kind else [])
+        if name == kind and len(seen) > after:
+            signal.raise_signal(number)
+            assert released.wait(60)
+        original(self, lowered)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compiler, "_compile", compile)
+        yield released
+        released.set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "after", "saved", "changes"),
+    [
+        ("jit_step", 1, 2, {"train__phases": "head@2steps,all", "model__scan": True}),
+        ("jit_run", 0, 3, {"evaluate__at_start": False}),
+    ],
+    ids=["phase", "evaluation"],
+)
+def test_a_signal_while_a_program_is_compiled_does_not_wait_for_it(
+    tmp_path, kind, after, saved, changes
+):
+    made = config(**SMALL | changes | {"checkpoint__every_steps": 100})
+    train(made, tmp_path / "whole", say=quietly)
+    workdir, said = tmp_path / "run", []
+    with compiling_for_ever(kind, after, signal.SIGTERM) as released:
+        with pytest.raises(SystemExit):
+            train(made, workdir, say=said.append)
+        assert not released.is_set()
+    assert f"stopped and saved at step {saved} of {STEPS}; started" in said[-1]
+    assert json.loads((workdir / "status.json").read_text())["step"] == saved
+    train(made, workdir, say=said.append)
+    assert f"resuming from step {saved} of {STEPS}" in said
+    assert arrays(workdir, STEPS) == arrays(tmp_path / "whole", STEPS)
+    assert f"train {saved}" in lines(workdir)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, other(signal.SIGTERM)])

@@ -92,6 +92,10 @@ class Hosts:
         """Whether all stop after ``step`` steps; ``asked``: by a signal, this one."""
         return asked is not None
 
+    def heard(self, asked: int | None) -> bool:
+        """Whether any was asked to stop, as far as is known here; waits for nobody."""
+        return asked is not None
+
     def asked(self, number: int | None) -> int | None:
         """The signal by which any was asked to stop, who all do so now."""
         return next((each for each in self.gather(number) if each is not None), None)
@@ -144,6 +148,9 @@ class Group(Hosts):
 
     def stops(self, step: int, asked: int | None) -> bool:
         return self._watch.stops(step, asked)
+
+    def heard(self, asked: int | None) -> bool:
+        return self._watch.heard(asked)
 
     def asked(self, number: int | None) -> int | None:
         found = super().asked(number)

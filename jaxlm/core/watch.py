@@ -100,6 +100,14 @@ class Watch:
                 raise self.problem
             return self._limit is not None and number >= self._limit
 
+    def heard(self, asked: int | None) -> bool:
+        """Whether any was asked to stop, as far as this one knows; tells the others."""
+        with self._changed:
+            self._asked = self._asked or asked
+            if self.problem:
+                raise self.problem
+            return self._asked is not None
+
     def _run(self) -> None:
         due = 0.0
         while not self._closed.wait(TICK_SECONDS):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxlm.core.schema import ConfigError, nearest
-from jaxlm.core.types import Task
+from jaxlm.core.types import Batch, Task
 from jaxlm.data.dataset import Dataset
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import Prepared
@@ -62,11 +62,11 @@ def score(
     data: Dataset,
     split: str,
     records: RunRecords,
-    stopped: Callable[[], bool] = lambda: False,
+    ready: Callable[[Batch], bool] = lambda batch: True,
 ) -> Evaluation:
     """Evaluate and write down results and predictions."""
     params = join(state.trainable, state.frozen)
-    evaluation = evaluator.evaluate(params, data, stopped)
+    evaluation = evaluator.evaluate(params, data, ready)
     record(evaluation, split, int(state.step), records)
     return evaluation
 
@@ -95,16 +95,16 @@ def validate(
     evaluator: Evaluator,
     records: RunRecords,
     say: Callable[[str], None],
-    stopped: Callable[[], bool],
+    ready: Callable[[Batch], bool],
 ) -> Callable[[State], Mapping[str, Any] | None]:
-    """What the loop calls when an evaluation is due; ``stopped`` interrupts it."""
+    """What the loop calls when an evaluation is due; ``ready`` may interrupt it."""
     wanted, _ = wanted_metric(run.parts.config, run.parts.task.headline)
 
     def run_validation(state: State) -> Mapping[str, Any] | None:
         if "validation" not in run.data:
             return None
         data = run.data["validation"]
-        found = score(evaluator, state, data, "validation", records, stopped)
+        found = score(evaluator, state, data, "validation", records, ready)
         if wanted not in found.metrics:  # of a label that does not occur
             say(
                 f"validation at step {int(state.step)} has no {wanted}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,8 @@ from jaxlm.core.hosts import here
 
 EVERY = 16
 """Batches after which the processes of an evaluation agree whether to go on."""
+
+TICK_SECONDS = 0.2
 
 
 class Stop:
@@ -35,8 +38,19 @@ class Stop:
             return self.number is not None
         return self._asked % EVERY == 0 and self.agreed()
 
+    def while_waiting(self, future: Future[Any] | None) -> bool:
+        """Whether to stop, until a future is done; a signal ends the waiting.
+
+        All processes wait together, each for its own; or, for None, none does.
+        """
+        if future is None:
+            return False
+        while not future.done() and not here().heard(self.number):
+            wait([future], TICK_SECONDS)
+        return self.agreed()
+
     def agreed(self) -> bool:
-        """After training: whether to stop, on all processes alike."""
+        """Whether to stop, on all processes alike, each of which asks."""
         self.number = here().asked(self.number)
         return self.number is not None
 

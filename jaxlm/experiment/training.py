@@ -20,7 +20,7 @@ from jaxlm.core.mesh import replicated
 from jaxlm.core.pages import give_back
 from jaxlm.core.programs import keep_programs
 from jaxlm.core.schema import ConfigError, flatten_dict, to_dict
-from jaxlm.experiment.ahead import Programs, compile_ahead
+from jaxlm.experiment.ahead import Ahead, compile_ahead
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.digests import DIGESTS
 from jaxlm.experiment.ending import finish, show_again
@@ -77,7 +77,7 @@ def train(
             may_resume = not overwrite and hosts.decide(
                 (workdir / "checkpoints").exists
             )
-            with compile_ahead(run, states, new=not may_resume) as programs:
+            with compile_ahead(run, states, new=not may_resume) as ahead:
                 state = None if may_resume else first_state(run, states)
                 # Only now: a config, or weights, that are refused cost no old run.
                 if hosts.first:
@@ -97,7 +97,7 @@ def train(
                     terminable(),
                 ):
                     go = partial(
-                        _train, run, states, programs, state, workdir, records, say
+                        _train, run, states, ahead, state, workdir, records, say
                     )
                     return _watched(go, len(run.plan), workdir, records, say)
 
@@ -213,7 +213,7 @@ def reached(records: RunRecords) -> int:
 def _train(
     run: Prepared,
     states: States,
-    programs: Programs,
+    ahead: Ahead,
     state: State | None,
     workdir: Path,
     records: RunRecords,
@@ -222,6 +222,7 @@ def _train(
     describe(run, say)
     config, parts = run.parts.config, run.parts
     total, headline = len(run.plan), parts.task.headline
+    programs = ahead.programs
     evaluator = programs.evaluator
     with Checkpoints(
         workdir / "checkpoints",
@@ -248,9 +249,9 @@ def _train(
         began = time.perf_counter() - elapsed
         records.write_status("running", start, total)
         if not resumed and config.evaluate.at_start:
-            wait(programs.scoring)
+            wait(ahead.scoring)
             score_before(run, evaluator, state, records, say)
-        wait(programs.training)
+        wait(ahead.training)
         with (
             Progress(
                 total, start_step=start, epochs=len(run.plan.epoch_ends)
@@ -269,7 +270,14 @@ def _train(
                 ),
                 schedule=jax.jit(schedule_of(run)),  # one program, not one for each +
                 evaluate=validate(
-                    run, evaluator, records, progress.say, stopped.between
+                    run,
+                    evaluator,
+                    records,
+                    progress.say,
+                    lambda batch: (
+                        not stopped.between()
+                        and not stopped.while_waiting(programs.scores(batch))
+                    ),
                 ),
                 checkpoints=checkpoints,
                 records=records,
@@ -278,12 +286,16 @@ def _train(
                 turns=turns(run, states, progress.say),
                 elapsed=elapsed,
                 stopped=stopped,
+                ready=lambda number, batch: (
+                    not stopped.while_waiting(programs.trains(number, batch))
+                ),
             )
         if stopped.agreed() or int(state.step) < total:
-            say(
-                f"stopped and saved at step {int(state.step)} of {total}; started"
-                " again, it goes on"
-            )
+            if int(state.step):
+                say(
+                    f"stopped and saved at step {int(state.step)} of {total}; started"
+                    " again, it goes on"
+                )
             raise stopped.error()
         return finish(run, state, checkpoints, evaluator, records, began, say)
 

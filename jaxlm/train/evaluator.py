@@ -68,19 +68,20 @@ class Evaluator:
         self,
         params: Params,
         data: Dataset,
-        stopped: Callable[[], bool] = lambda: False,
+        ready: Callable[[Batch], bool] = lambda batch: True,
     ) -> Evaluation:
         """Loss, the task's metrics and the predictions of a labelled data set.
 
-        ``stopped`` is asked before each batch.
+        ``ready`` is asked before each batch whether to go on; it may take the time to
+        compile what ``lower`` gives.
 
         Raises:
           UserError: the data set has nothing to score.
-          Interrupted: it was ``stopped``.
+          Interrupted: it was not ``ready`` for a batch.
         """
         began = time.perf_counter()
         totals: dict[str, np.ndarray] = {}
-        predictions = self._predict(params, data, totals, stopped)
+        predictions = self._predict(params, data, totals, ready)
         seconds = time.perf_counter() - began
         if not any(pair[1] for pair in totals.values()):
             raise UserError(
@@ -116,11 +117,14 @@ class Evaluator:
 
         On process 0: none on another.
         """
-        return self._predict(params, data, {}, lambda: False)
+        return self._predict(params, data, {}, lambda batch: True)
 
-    def lower(self, params: Params, data: Dataset) -> jax.stages.Lowered:
-        """What the first batch of a data set runs; ``params`` may be shapes."""
-        _, batch = self._loader(data).make(0)
+    def first_batch(self, data: Dataset) -> Batch:
+        """The first batch of a data set, on the mesh."""
+        return self._loader(data).make(0)[1]
+
+    def lower(self, params: Params, batch: Batch) -> jax.stages.Lowered:
+        """What is run for a batch; ``params`` may be shapes."""
         return self._run.lower(params, batch)
 
     def _loader(self, data: Dataset) -> Loader:
@@ -144,10 +148,10 @@ class Evaluator:
         params: Params,
         data: Dataset,
         totals: dict[str, np.ndarray],
-        stopped: Callable[[], bool],
+        ready: Callable[[Batch], bool],
     ) -> list[Prediction]:
         pieces: list[Any] = [None] * len(data.windows)
-        for index, part in self._windows(params, data, totals, stopped):
+        for index, part in self._windows(params, data, totals, ready):
             pieces[index] = self.task.decode(part, data.windows[index])
         if not here().first:
             return []
@@ -164,12 +168,12 @@ class Evaluator:
         params: Params,
         data: Dataset,
         totals: dict[str, np.ndarray],
-        stopped: Callable[[], bool],
+        ready: Callable[[Batch], bool],
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Every window with its outputs, on process 0; one batch runs meanwhile."""
         waiting: tuple[PlannedStep, Any] | None = None
         for step, batch in self._loader(data).iterate():
-            if stopped():
+            if not ready(batch):
                 raise Interrupted()
             results = self._run(params, batch)
             if waiting:

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.pages import give_back
+from jaxlm.core.types import Batch
 from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan
 from jaxlm.train.checkpoints import Checkpoints
@@ -134,20 +135,60 @@ def fit(
     turns: Mapping[int, Callable[[State], State]] | None = None,
     elapsed: float = 0.0,
     stopped: Callable[[int], bool] = lambda step: False,
+    ready: Callable[[int, Batch], bool] = lambda step, batch: True,
 ) -> State:
     """Train from the state's step to the end of the plan, or one that is ``stopped``.
 
     ``headline`` names the validation metric that an epoch's line shows. ``turns`` are
     the steps after which a phase begins, and what makes its first state. ``elapsed`` is
-    the seconds that the run has trained before.
+    the seconds that the run has trained before. ``ready`` is asked after so
+    many steps whether to take the next, of this batch; it may take the time to compile.
 
     Raises:
       Diverged: the loss became NaN or infinite; the last checkpoint is from before.
       UserError: there is nothing to learn from.
     """
     plan, meter, clock = due.plan, Meter(), Clock(loader, elapsed)
-    number = start = int(state.step)
+    number = start = written = int(state.step)
     turns = turns or {}
+
+    def line(number: int) -> float | None:
+        """Write the line of a step; how many tokens a second it has."""
+        nonlocal written
+        written = number
+        meter.fetch()
+        for name in meter.last:
+            if not np.isfinite(meter.last[name]):
+                raise Diverged(number, f"the {words(name)} is {meter.last[name]}")
+        speed = clock.lap()
+        means = meter.means("line")
+        if start == 0 and plan.ended(number) == 1 and not meter.weight("epoch"):
+            raise UserError(
+                "config.data.train: nothing in the whole first epoch counts in the"
+                " loss; does the tokenizer know the characters?"
+            )
+        progress.update(
+            number,
+            loss=means.get("loss"),
+            tokens_per_second=speed,
+            epoch=plan.epoch(number),
+            line=not (due.epoch_end(number) or due.evaluation(number)),
+        )
+        records.append(
+            number,
+            "train",
+            **means,
+            learning_rate=float(schedule(number - 1)),
+            gradient_norm=meter.last.get("gradient_norm"),
+            tokens_per_second=speed,
+            input_wait=clock.input_wait,
+            save_seconds=round(clock.save_seconds, 3),
+            epoch=round(plan.epoch(number), 4),
+            seconds=round(clock.elapsed, 3),
+            **({"phase": int(state.phase) + 1} if turns else {}),
+        )
+        return speed
+
     if checkpoints.unscored(number) and due.evaluation(number):
         try:  # which was interrupted
             checkpoints.save(state, evaluate(state))
@@ -155,6 +196,12 @@ def fit(
             return state
     clock.pause()
     for planned, batch in loader.iterate(number):
+        if not ready(number, batch):
+            if number > written:
+                line(number)
+            if number > start:
+                checkpoints.save(state)
+            break
         if number in turns:  # a phase begins
             meter.fetch()
             clock.pause()
@@ -172,37 +219,7 @@ def fit(
         if not (due.log(number) or stop):
             progress.update(number, epoch=plan.epoch(number))
             continue
-        meter.fetch()
-        for name in meter.last:
-            if not np.isfinite(meter.last[name]):
-                raise Diverged(number, f"the {words(name)} is {meter.last[name]}")
-        speed = clock.lap()
-        line = meter.means("line")
-        if start == 0 and plan.ended(number) == 1 and not meter.weight("epoch"):
-            raise UserError(
-                "config.data.train: nothing in the whole first epoch counts in the"
-                " loss; does the tokenizer know the characters?"
-            )
-        progress.update(
-            number,
-            loss=line.get("loss"),
-            tokens_per_second=speed,
-            epoch=plan.epoch(number),
-            line=not (due.epoch_end(number) or due.evaluation(number)),
-        )
-        records.append(
-            number,
-            "train",
-            **line,
-            learning_rate=float(schedule(number - 1)),
-            gradient_norm=meter.last.get("gradient_norm"),
-            tokens_per_second=speed,
-            input_wait=clock.input_wait,
-            save_seconds=round(clock.save_seconds, 3),
-            epoch=round(plan.epoch(number), 4),
-            seconds=round(clock.elapsed, 3),
-            **({"phase": int(state.phase) + 1} if turns else {}),
-        )
+        speed = line(number)
         try:
             scores = evaluate(state) if due.evaluation(number) else None
         except Interrupted:  # the checkpoint is given its scores when the run goes on

@@ -157,6 +157,19 @@ def test_one_that_is_asked_to_stop_stops_all_at_one_step(group, asked_at):
     assert step > asked_at and signal == 15 and stopping
 
 
+def test_who_waits_for_itself_hears_that_another_was_asked(group):
+    def act(one):
+        until, asked = time.monotonic() + 20, 15 if one.index == 1 else None
+        assert not one.heard(None)
+        one.barrier()
+        while not one.heard(asked):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return one.asked(asked)
+
+    assert each(group(3), act) == [15] * 3
+
+
 def test_nobody_stops_who_was_not_asked(group):
     def act(one):
         return any(one.stops(step, None) for step in range(100)), one.asked(None)
