@@ -28,6 +28,7 @@ from jaxlm.models.backends import compute_capability
 from jaxlm.models.checkpoint import Checkpoint, open_checkpoint
 from jaxlm.models.kernels.cudnn import planned_for
 from jaxlm.planning.formulas import model_flops
+from jaxlm.tasks.language_modeling import LanguageModeling
 from jaxlm.tasks.registry import TASKS
 from jaxlm.train.optimizer import make_optimizer
 from jaxlm.train.phases import make_phases, parse_phases
@@ -189,9 +190,15 @@ def describe(
     """What a plan is told of the step: sizes, bytes of a device, FLOPs of the model."""
     config, transformer = parts.config, parts.transformer
     rows, length = batch["tokens"].shape
-    language = parts.task.target == parts.task.content
+    task = parts.task
+    language = isinstance(task, LanguageModeling)
+    asked = task.asked_share if isinstance(task, LanguageModeling) else 1.0
     flops = model_flops(
-        transformer, length, vocabulary=language, labels=len(parts.task.labels)
+        transformer,
+        length,
+        vocabulary=language,
+        labels=len(parts.task.labels),
+        asked=asked,
     )
     trainable, frozen = count(state.trainable), count(state.frozen)
     share = trainable / (trainable + frozen)

@@ -22,6 +22,7 @@ from jaxlm.models.layers import (
     scores_of,
     split_key,
 )
+from jaxlm.models.places import taken
 from jaxlm.models.transformer import pool
 
 LEAST = float(jnp.finfo(jnp.float32).min)
@@ -90,7 +91,9 @@ class LanguageModel(nnx.Module):
     """A backbone under the head that ``config.language`` describes.
 
     ``logits f32[B, S, V]``: of the tokens that are masked, or of the next ones. With a
-    ``cache`` those of the last token alone, [B, 1, V]: what comes next.
+    ``cache`` those of the last token alone, [B, 1, V]: what comes next. Of a batch with
+    ``places i32[B, P]``, where something is asked (S: nowhere), those there alone, [B,
+    P, V], and ``places`` is among the outputs; but not where devices split the rows.
     """
 
     def __init__(self, backbone: nnx.Module, rngs: nnx.Rngs):
@@ -111,6 +114,9 @@ class LanguageModel(nnx.Module):
         outputs = self.backbone(batch, key, cache=cache, collect=collect)
         table = self.backbone.embeddings.tokens.embedding  # pyright: ignore
         hidden = outputs["hidden"] if cache is None else outputs["hidden"][:, -1:]
+        if "places" in batch and not self.backbone.rules.splits("sequence"):  # pyright: ignore
+            hidden = taken(hidden, batch["places"], hidden.shape[1])
+            outputs = {**outputs, "places": batch["places"]}
         return {**outputs, "logits": self.language(hidden, table[...])}
 
 

@@ -35,12 +35,17 @@ class ModelFlops:
 
 
 def model_flops(
-    config: TransformerConfig, length: int, *, vocabulary: bool, labels: int = 0
+    config: TransformerConfig,
+    length: int,
+    *,
+    vocabulary: bool,
+    labels: int = 0,
+    asked: float = 1.0,
 ) -> ModelFlops:
     """Of one token in a row of ``length``, all of which is one text.
 
     ``vocabulary``: the head is that of a language model; else a classifier of
-    ``labels``.
+    ``labels``. ``asked`` is the share of tokens that the head is needed for.
     """
     depth = config.layers * config.repeats
     attention = sum(
@@ -62,7 +67,7 @@ def model_flops(
     layers = 2.0 * depth * layer_matrices(config)
     if config.projected:
         layers += 2.0 * config.embedding_width * config.width
-    return ModelFlops(layers, head, float(attention))
+    return ModelFlops(layers, asked * head, float(attention))
 
 
 def layer_matrices(config: TransformerConfig) -> int:

@@ -27,6 +27,7 @@ from jaxlm.core.types import (
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.windows import Windowing
 from jaxlm.models.heads import LanguageModel
+from jaxlm.models.places import put_back, taken
 from jaxlm.tasks.losses import correct, cross_entropies, cross_entropy
 
 FAR = 700.0
@@ -46,6 +47,8 @@ class LanguageModeling(ABC):
     headline = "-perplexity"
     fills: dict[str, int]
     pooler = False
+    asked_share = 1.0
+    """Of the tokens: how many are predicted."""
     labels: list[str] = []
 
     def __init__(self, tokenizer: Tokenizer, windowing: Windowing):
@@ -120,12 +123,12 @@ class LanguageModeling(ABC):
 
     def losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Mean cross-entropy over the predicted tokens, as a sum, in nats."""
-        labels = batch["labels"]
+        labels = asked(outputs, batch)
         return {self.loss: cross_entropy(outputs["logits"], labels, counted(labels))}
 
     def measures(self, outputs: Outputs, batch: Batch) -> Losses:
         """The share of predicted tokens that are the most probable."""
-        labels = batch["labels"]
+        labels = asked(outputs, batch)
         return {"accuracy": correct(outputs["logits"], labels, counted(labels))}
 
     def infer(
@@ -137,15 +140,20 @@ class LanguageModeling(ABC):
     ) -> Outputs:
         """Each token's cross-entropy in nats, and whether it was counted and right."""
         outputs = apply(params, batch, key)
-        labels, logits = batch["labels"], outputs["logits"]
+        labels, logits = asked(outputs, batch), outputs["logits"]
         weights = counted(labels)
         hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-        return {
-            **outputs,
+        found = {
             "tokens/nats": cross_entropies(logits, labels) * weights,
             "tokens/counted": weights,
             "tokens/hits": hits * weights,
         }
+        if "places" in outputs:
+            places, length = outputs["places"], batch["labels"].shape[1]
+            found = {
+                name: put_back(value, places, length) for name, value in found.items()
+            }
+        return {**outputs, **found}
 
     def decode(
         self, outputs: Mapping[str, np.ndarray], features: Features
@@ -201,6 +209,15 @@ class LanguageModeling(ABC):
             for name, value in self.score(predictions, examples).items()
         ]
         return "\n".join([*rows, f"{'tokens':>16} {tokens:,}"])
+
+
+def asked(outputs: Outputs, batch: Batch) -> jax.Array:
+    """The labels of the logits, i32: of all tokens, or of those at ``places``."""
+    labels = batch["labels"]
+    if "places" not in outputs:
+        return labels
+    places, length = outputs["places"], labels.shape[1]
+    return jnp.where(places < length, taken(labels, places, length), -1)
 
 
 def counted(labels: jax.Array) -> jax.Array:

@@ -73,6 +73,13 @@ def test_what_a_forward_pass_computes_is_what_the_formula_says(name):
     assert counted == pytest.approx(64 * found.forward)
 
 
+def test_a_head_counts_for_the_tokens_that_it_is_needed_for():
+    config = FAMILIES["llama"].to_config(LLAMA)
+    whole = model_flops(config, 128, vocabulary=True)
+    some = model_flops(config, 128, vocabulary=True, asked=0.15)
+    assert some.head == 0.15 * whole.head and some.layers == whole.layers
+
+
 def test_frozen_matrices_have_no_gradient():
     config = FAMILIES["llama"].to_config(LLAMA)
     found = model_flops(config, 128, vocabulary=True)

@@ -14,6 +14,7 @@ from jaxlm.data.windows import Windowing
 from jaxlm.models.checkpoint import open_checkpoint
 from jaxlm.models.functional import functional
 from jaxlm.models.transformer import Transformer
+from jaxlm.tasks import masked_lm
 from jaxlm.tasks.causal_lm import CausalLanguageModeling
 from jaxlm.tasks.config import TaskConfig
 from jaxlm.tasks.masked_lm import MaskedLanguageModeling
@@ -141,6 +142,60 @@ def test_present_masks_alike_on_every_layout(masked):
     split = jax.jit(task.present)(jax.device_put(batch, rows), key)
     for name, value in task.present(batch, key).items():
         assert (np.asarray(split[name]) == np.asarray(value)).all()
+
+
+def test_asking_at_the_chosen_places_alone_changes_no_loss_and_no_gradient(
+    masked, tiny
+):
+    task = masked()
+    config = replace(tiny.config, initializer_range=0.2)
+    model = functional(lambda rngs: task.build(Transformer(config, rngs), rngs))
+    params = model.init(jax.random.key(0))
+    batch = batch_of(task, TEXT * 4)
+    shape = batch["tokens"].shape
+    batch["segments"] = jnp.ones(shape, jnp.int32)
+    batch["positions"] = jnp.broadcast_to(jnp.arange(shape[1])[None], shape)
+    few = task.present(batch, jax.random.key(3))
+    every = {name: few[name] for name in few if name != "places"}
+    count = few["places"].shape[1]
+    assert count < shape[1] / 2
+
+    def loss(params, batch):
+        outputs = task.infer(model.apply, params, batch)
+        [loss] = task.losses(outputs, batch).values()
+        [hits] = task.measures(outputs, batch).values()
+        return loss.total, (loss.weight, hits, outputs)
+
+    made = jax.value_and_grad(loss, has_aux=True)
+    (total, (weight, hits, outputs)), gradient = made(params, few)
+    (wanted, (weights, all_hits, whole)), gradients = made(params, every)
+    assert outputs["logits"].shape[1] == count and weight == weights > 0
+    assert hits == all_hits
+    np.testing.assert_allclose(total, wanted, rtol=1e-6)
+    for name in ("tokens/nats", "tokens/counted", "tokens/hits"):
+        assert outputs[name].shape == shape
+        np.testing.assert_allclose(outputs[name], whole[name], rtol=1e-5, atol=1e-6)
+    for one, other in zip(*map(jax.tree.leaves, (gradient, gradients)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_no_more_tokens_of_a_row_are_chosen_than_there_is_room_for(masked, monkeypatch):
+    task = masked(rate=0.5)
+    batch = batch_of(task, TEXT * 20)
+    whole = np.asarray(task.present(batch, None)["labels"])
+    monkeypatch.setattr(masked_lm, "most", lambda length, rate: 16)
+    shown = task.present(batch, None)
+    labels, places = np.asarray(shown["labels"]), np.asarray(shown["places"])
+    assert (whole >= 0).sum(1).max() > 16 == (labels >= 0).sum(1).max()
+    for row, full, at in zip(labels, whole, places, strict=True):
+        first = np.flatnonzero(full >= 0)[:16]
+        assert (np.flatnonzero(row >= 0) == first).all()
+        assert at.tolist() == [*first, *[len(row)] * (16 - len(first))]
+
+
+@pytest.mark.parametrize(("length", "rate", "room"), [(512, 0.15, 112), (8, 0.9, 8)])
+def test_there_is_room_for_four_standard_deviations(length, rate, room):
+    assert masked_lm.most(length, rate) == room
 
 
 def test_scores_are_sums_over_all_tokens(causal):
