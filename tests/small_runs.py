@@ -1,6 +1,7 @@
 """Runs that take seconds: their config, and what they wrote."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from jaxlm.experiment import ExperimentConfig
 
 STEPS = 20
 NER, CLASSIFY = "configs/ner.py:tiny", "configs/classify.py:tiny"
+ONE_LAYER = f"random:{Path(__file__).parent / 'one_layer'}"
+"""The tiny model with one layer, for runs where nothing hangs on its depth."""
 SMALL = {
     "data.train": "sample:ner[:60]",
     "data.validation": "",

@@ -13,12 +13,13 @@ from jaxlm.experiment.ahead import Compiler
 from jaxlm.experiment.training import train
 from jaxlm.train.checkpoints import Checkpoints
 from jaxlm.train.evaluator import Evaluator
-from tests.small_runs import NER, config, quietly
+from tests.small_runs import NER, ONE_LAYER, config, quietly
 from tools.soak import arrays, lines
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 STEPS = 6
 SMALL = {
+    "model__pretrained": ONE_LAYER,
     "data__train": "sample:ner[:24]",
     "data__validation": "sample:ner[:8]",
     "train__steps": STEPS,
