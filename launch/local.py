@@ -23,36 +23,51 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 POLL_SECONDS = 0.1
+MOST = 256
+"""Processes of one machine, and devices of one process: beyond it, a slip."""
+USER_ERROR = 2
+"""A door's exit code for what only the user can mend."""
 DEVICES = "--xla_force_host_platform_device_count"
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        where = "--help lists the flags; those of the door follow --"
+        self.exit(USER_ERROR, f"error: {message}; {where}\n")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags of this program, and those of the door in ``rest``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Run a door of jaxlm in several processes on this machine.",
         allow_abbrev=False,
         usage="%(prog)s [flags] -- [flags of the door]",
     )
-    parser.add_argument("--processes", type=positive, default=2, metavar="N")
+    parser.add_argument("--processes", type=whole(MOST), default=2, metavar="N")
     parser.add_argument(
-        "--devices", type=positive, default=4, metavar="N", help="of each process"
+        "--devices", type=whole(MOST), default=4, metavar="N", help="of each process"
     )
     parser.add_argument(
         "--door", default="main", choices=("main", "evaluate", "predict")
     )
     parser.add_argument(
         "--port",
-        type=positive,
+        type=whole(2**16 - 1),
         default=0,
         help="of the coordinator (default: a free one)",
     )
     parser.add_argument(
-        "--logs", type=Path, help="a folder (default: logs/ of --workdir, or else here)"
+        "--logs",
+        type=Path,
+        help="a folder (default: logs/ of the door's workdir, or else here)",
     )
     parser.add_argument(
         "--grace-seconds",
@@ -67,15 +82,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
     known = parser.parse_args(arguments)
     if known.logs is None:
-        known.logs = workdir_of(known.rest) / "logs"
+        known.logs = workdir_of(known.door, known.rest) / "logs"
     return known
 
 
-def positive(text: str) -> int:
-    """A number of at least one."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
+def whole(most: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from 1 to ``most``."""
+
+    def check(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from 1 to {most}"
+            )
+        return int(text)
+
+    return check
 
 
 def seconds(text: str) -> float:
@@ -89,14 +110,17 @@ def seconds(text: str) -> float:
     return value
 
 
-def workdir_of(rest: Sequence[str]) -> Path:
-    """The door's --workdir, its last; the current directory where it is not given."""
-    found = Path()
+def workdir_of(door: str, rest: Sequence[str]) -> Path:
+    """The door's --workdir, its last; where it is not given, that which main takes."""
+    given = {"--workdir": "", "--config": ""}
     for place, argument in enumerate(rest):
         flag, equals, value = argument.partition("=")
-        if flag == "--workdir":
-            found = Path(value if equals else "".join(rest[place + 1 : place + 2]))
-    return found
+        if flag in given:
+            given[flag] = value if equals else "".join(rest[place + 1 : place + 2])
+    if given["--workdir"] or door != "main" or not given["--config"]:
+        return Path(given["--workdir"])
+    path, _, variant = given["--config"].partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
 
 
 def command(known: argparse.Namespace) -> list[str]:
@@ -155,9 +179,13 @@ class Processes:
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
         self.told = 0
+        self.made: list[Path] = []
+        """Folders that were made for the logs, the innermost first."""
 
     def start(self, known: argparse.Namespace, port: int) -> None:
         """Start all of them, or none: one alone would wait for the others."""
+        folders = (known.logs, *known.logs.parents)
+        self.made = [each for each in folders if not each.exists()]
         known.logs.mkdir(parents=True, exist_ok=True)
         try:
             for process in range(known.processes):
@@ -196,6 +224,24 @@ class Processes:
         code = codes[failed] if failed is not None else 0
         return (code if code >= 0 else 128 - code), failed
 
+    def refused(self) -> bool:
+        """Whether all say what the user has to mend; the first does so in print."""
+        return all(each.returncode == USER_ERROR for each in self.running)
+
+    def leave_nothing(self, known: argparse.Namespace) -> None:
+        """Remove logs with nothing but a refusal, and the folders made for them."""
+        if not self.made:
+            return
+        for process in range(1, known.processes):
+            log = log_of(known, process)
+            lines = log.read_text(errors="replace").splitlines()
+            if all(line.startswith("error: ") for line in lines):
+                log.unlink()
+        for folder in self.made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+
 
 def free_port() -> int:
     """A port that nobody listens on now."""
@@ -221,7 +267,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {problem.filename}: {problem.strerror}", file=sys.stderr)
         return 2
     code, failed = processes.wait(known.grace_seconds)
-    if failed is not None:
+    if processes.refused():
+        processes.leave_nothing(known)
+    elif failed is not None:
         where = f"; see {log_of(known, failed)}" if failed else ""
         ended = processes.running[failed].returncode
         how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"

@@ -29,8 +29,8 @@ def door(tmp_path):
     package.mkdir()
     (package / "__init__.py").touch()
 
-    def start(act, *arguments):
-        (package / "main.py").write_text(STAND_IN.format(act=act))
+    def start(act, *arguments, text=STAND_IN):
+        (package / "main.py").write_text(text.format(act=act))
         return subprocess.Popen(
             [sys.executable, SCRIPT, *arguments],
             env=os.environ | {"PYTHONPATH": str(tmp_path)},
@@ -148,12 +148,38 @@ def wait_for(path, text):
         (["--workdir=a"], "a/logs"),
         (["-x", "--workdir", "b", "-y"], "b/logs"),
         (["--workdir=a", "--workdir=c"], "c/logs"),  # the door, too, takes the last
+        (["--config=configs/ner.py:tiny"], "runs/ner-tiny/logs"),
+        (["--config", "a.py", "--workdir=b"], "b/logs"),
         (["-x"], "logs"),
     ],
 )
 def test_logs_lie_in_the_workdir(rest, folder):
     assert local.parse(["--", *rest]).logs == Path(folder)
     assert local.parse(["--logs=elsewhere", "--", *rest]).logs == Path("elsewhere")
+
+
+def test_the_workdir_is_the_one_that_main_takes():
+    from jaxlm.main import default_workdir
+
+    for spec in ("configs/ner.py", "configs/ner.py:tiny", "a/b.c.py:", ":x"):
+        assert local.workdir_of("main", ["--config", spec]) == default_workdir(spec)
+    assert local.workdir_of("predict", ["--config=configs/ner.py"]) == Path()
+
+
+REFUSES = 'import sys\nprint("error: no", file=sys.stderr)\nsys.exit(2)'
+
+
+def test_what_all_refuse_is_said_once_and_leaves_nothing(door, tmp_path):
+    run = door(REFUSES, "--", "--workdir=runs/w", text="{act}")
+    _, err = run.communicate(timeout=30)
+    assert (run.returncode, err) == (2, "error: no\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_log_that_says_more_than_a_refusal_stays(door, tmp_path):
+    run = door(REFUSES, "--", "--workdir=runs/w")  # a stand-in says who it is, first
+    run.communicate(timeout=30)
+    assert "error: no" in (tmp_path / "runs/w/logs/process-1.log").read_text()
 
 
 def test_none_is_started_where_logs_cannot_be_written(door, tmp_path):
@@ -174,10 +200,16 @@ def test_one_that_cannot_be_started_ends_those_that_were(door, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--processes=0", "--devices=x", "--door=export", "--grace-seconds=nan"]
+    "flag",
+    [
+        *("--processes=0", "--processes=9999", "--devices=x", "--door=export"),
+        *("--grace-seconds=nan", "--port=0", "--port=65536", "--config=x.py"),
+    ],
 )
-def test_what_is_not_allowed_is_refused(flag, capsys):
+def test_what_is_not_allowed_is_refused_in_one_line(flag, capsys):
     with pytest.raises(SystemExit) as caught:
         local.parse([flag])
     assert caught.value.code == 2
-    assert flag.partition("=")[0] in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert flag.partition("=")[0] in said
