@@ -18,9 +18,14 @@ from launch import shell as sh
 from launch.as_yaml import as_yaml
 from launch.manifest import RUNS, SLICES, TOPOLOGY, manifest, secret
 from launch.shell import Parser, Shell
-from launch.trainer import add_environment, environment, split, trainer
+from launch.trainer import BUCKET, add_environment, environment, split, trainer
 
-VOLUME = re.compile(r"pvc:[a-z0-9][-.a-z0-9]*|gs://[a-z0-9][-_.a-z0-9]+(/[-\w.]+)*")
+VOLUME = re.compile(rf"pvc:[a-z0-9]([-.a-z0-9]*[a-z0-9])?|{BUCKET}")
+LABEL_NAME = sh.checked(
+    re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"),
+    "at most 63 of a-z, 0-9 and -, no - first or last",
+)
+"""As Kubernetes has the names of namespaces."""
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 LABEL = re.compile(r"[a-z0-9][-a-z0-9./]*=[-\w.]+", re.IGNORECASE)
 
@@ -34,7 +39,9 @@ def make_parser() -> Parser:
     tpu.add_argument(
         "--topology",
         required=True,
-        type=sh.checked(TOPOLOGY, f"such as v5e:4x4 or v5p:4x4x4, of {list(SLICES)}"),
+        type=sh.checked(
+            TOPOLOGY, f"such as v5e:4x4 or v5p:4x4x4, of {', '.join(SLICES)}"
+        ),
         help="of one slice, as the planner's: v5e:4x4",
     )
     tpu.add_argument("--slices", type=sh.whole(1), default=1, help="over DCN")
@@ -51,14 +58,16 @@ def add_shared(one: Parser) -> None:
     """Flags that both kinds have."""
     one.add_argument("name", type=sh.name, help="of the JobSet, and of its service")
     one.add_argument("--image", type=sh.token, required=True, help="by launch/docker")
-    one.add_argument("--namespace", type=sh.name, default="default")
+    one.add_argument("--namespace", type=LABEL_NAME, default="default")
     one.add_argument(
         "--volume",
         required=True,
-        type=sh.checked(VOLUME, "pvc:CLAIM or gs://BUCKET[/FOLDER]"),
+        type=sh.checked(VOLUME, "pvc:CLAIM or gs://BUCKET[/FOLDER], in small letters"),
         help="where runs lie: pvc:CLAIM (ReadWriteMany), or gs://BUCKET[/FOLDER]",
     )
-    one.add_argument("--service-account", type=sh.name, help="that may use the bucket")
+    one.add_argument(
+        "--service-account", type=LABEL_NAME, help="that may use the bucket"
+    )
     one.add_argument("--spot", action="store_true", help="GKE spot nodes")
     one.add_argument(
         "--node-selector",

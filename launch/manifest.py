@@ -172,13 +172,12 @@ def pod(
         ],
         "volumes": volumes,
     }
-    selector = {**selector, **dict(each.split("=", 1) for each in given.node_selector)}
     if given.spot:
         key = "cloud.google.com/gke-spot"
-        selector[key] = "true"
+        selector = {**selector, key: "true"}
         wanted = {"key": key, "operator": "Equal", "value": "true"}
         spec["tolerations"] = [{**wanted, "effect": "NoSchedule"}]
-    if selector:
+    if selector := all_labels(given, selector):
         spec["nodeSelector"] = selector
     if given.service_account:
         spec["serviceAccountName"] = given.service_account
@@ -186,6 +185,18 @@ def pod(
     if given.volume.startswith("gs://"):
         template["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
     return template
+
+
+def all_labels(given: argparse.Namespace, ours: dict[str, str]) -> dict[str, str]:
+    """The labels that nodes must have: ours, and those of ``--node-selector``."""
+    labels = dict(ours)
+    for key, _, value in (each.partition("=") for each in given.node_selector):
+        if labels.setdefault(key, value) != value:
+            raise Refusal(
+                f"--node-selector={key}={value}: {key} is {labels[key]} already, by"
+                " another flag; no node has both"
+            )
+    return labels
 
 
 def runs_volume(given: argparse.Namespace) -> dict:

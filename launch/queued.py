@@ -20,7 +20,8 @@ RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 """Runtime versions for JAX, by generation: cloud.google.com/tpu/docs/runtimes."""
-BUCKET = re.compile(r"gs://[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9](/[-\w.]+)*/?")
+OURS = ("--zone", "--project", "--node-id", "--node-count", "--node-prefix")
+"""What says where a slice is: by another, it would be made and not found again."""
 GONE = ("SUSPENDED", "FAILED")
 """States of a queued resource that can only be deleted and made anew."""
 WAITING = (
@@ -105,6 +106,12 @@ def create_options(given: Namespace) -> list[str]:
       Refusal: a run that could not be kept.
     """
     kind = given.accelerator.partition("-")[0]
+    for each in given.create_flag:
+        if each.partition("=")[0] in OURS:
+            raise Refusal(
+                f"--create-flag={each} is not allowed; the name, --zone, --project and"
+                " --slices say where the slice is, now and later"
+            )
     if given.spot and given.reserved:
         raise Refusal("--spot and --reserved exclude each other; give one of them")
     shared = given.slices > 1 or hosts(given.accelerator) > 1

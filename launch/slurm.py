@@ -16,11 +16,12 @@ import shlex
 from pathlib import Path
 
 from launch import shell as sh
-from launch.shell import Parser, Shell
+from launch.shell import Parser, Refusal, Shell
 from launch.trainer import (
     USER_ERROR,
     Trainer,
     add_environment,
+    check_config,
     environment,
     split,
     trainer,
@@ -29,6 +30,9 @@ from launch.trainer import (
 TIME = re.compile(r"([0-9]+-)?[0-9]{1,2}(:[0-9]{2}){0,2}|[0-9]+")
 FLAG = re.compile(r"--[a-z][-a-z]*(=[^\s'\"]+)?")
 LOGS = "build/slurm"
+PYTHON = ".venv/bin/python"
+MOST_GRACE_SECONDS = 65_535
+"""By sbatch's ``--signal``."""
 
 SCRIPT = """\
 #!/bin/bash
@@ -89,6 +93,39 @@ def directives(given: argparse.Namespace) -> list[str]:
     ]
 
 
+def limit_seconds(time: str) -> int:
+    """A time limit as Slurm reads it; 0 is none.
+
+    MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, or DAYS-HOURS[:MINUTES[:SECONDS]].
+    """
+    days, dash, rest = time.rpartition("-")
+    parts = [int(each) for each in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def check(given: argparse.Namespace) -> None:
+    """Refuse a job that would do nothing, before it waits in a queue.
+
+    Raises:
+      Refusal: no start would get to train, or there is no Python to run.
+    """
+    grace, limit = given.grace_seconds, limit_seconds(given.time or "0")
+    if grace > MOST_GRACE_SECONDS or 0 < limit <= grace:
+        most = min(limit - 1 if limit else MOST_GRACE_SECONDS, MOST_GRACE_SECONDS)
+        why = f", as --time={given.time} is {limit} s" if limit > 0 else ""
+        raise Refusal(f"--grace-seconds={grace} is not allowed; at most {most}{why}")
+    own = given.python or given.container
+    if not own and not given.dry_run and not Path(PYTHON).exists():
+        raise Refusal(
+            f"{PYTHON} is not here, which all tasks would run; make it: python3.12 -m"
+            ' venv .venv && .venv/bin/pip install -e ".[cuda12]", or name another by'
+            " --python or --container"
+        )
+
+
 def step(given: argparse.Namespace, run: Trainer) -> str:
     """The command that runs a trainer for each task."""
     words = [
@@ -99,7 +136,7 @@ def step(given: argparse.Namespace, run: Trainer) -> str:
         "--kill-on-bad-exit=0",
         f"--wait={given.grace_seconds}",
     ]
-    python = given.python or ("python" if given.container else ".venv/bin/python")
+    python = given.python or ("python" if given.container else PYTHON)
     program = [python, "-m", "jaxlm.main", *run.arguments]
     if given.container:
         where = str(Path.cwd())
@@ -155,7 +192,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--python",
         type=sh.token,
-        help="on all nodes: .venv/bin/python, or in a container python",
+        help=f"on all nodes: {PYTHON}, or in a container python",
     )
     parser.add_argument(
         "--container", type=sh.token, help="an image of Apptainer, such as jaxlm.sif"
@@ -178,9 +215,9 @@ def main(arguments: list[str]) -> None:
     own, rest = split(arguments)
     given = make_parser().parse_args(own)
     run = trainer(rest)
-    environment(
-        given.env
-    )  # sbatch takes all of the environment; only that they are set
+    check_config(run)
+    check(given)
+    environment(given.env)  # only that they are set: sbatch takes all of it along
     shell = Shell(given.dry_run)
     shell.run(["mkdir", "-p", LOGS])  # Slurm makes no folder for a log
     shell.run(["sbatch", "--export=ALL"], text=script(given, run))

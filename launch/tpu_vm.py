@@ -19,7 +19,6 @@ from pathlib import Path
 from launch import shell as sh
 from launch.queued import (
     ACCELERATOR,
-    BUCKET,
     Queued,
     check_bucket,
     create_options,
@@ -30,7 +29,10 @@ from launch.trainer import (
     USER_ERROR,
     Trainer,
     add_environment,
+    bucket,
+    check_config,
     environment,
+    in_checkout,
     split,
     trainer,
 )
@@ -55,10 +57,19 @@ def install(queued: Queued, given: argparse.Namespace) -> None:
         queued.copy([archive, str(variables)])
     finally:
         shell.run(["rm", "-f", str(variables)])
-    bucket = given.bucket.removeprefix("gs://").rstrip("/") if given.bucket else ""
+    where = given.bucket.removeprefix("gs://").rstrip("/") if given.bucket else ""
     unpack = "mkdir -p jaxlm && tar -xzf jaxlm.tar.gz -C jaxlm"
-    words = [given.python, *filter(None, (bucket,))]
+    words = [given.python, *filter(None, (where,))]
     queued.everywhere(f"{unpack} && {WORKER} install {shlex.join(words)}")
+
+
+def check_committed(shell: Shell, run: Trainer) -> None:
+    """Refuse a config that is not in HEAD, which is what the workers get."""
+    command = ["git", "cat-file", "-e", f"HEAD:./{run.config}"]
+    if in_checkout(run.config) and shell.ask(command).code:
+        raise Refusal(
+            f"--config={run.config} is not in HEAD, which is what is copied; commit it"
+        )
 
 
 def write_environment(shell: Shell, path: Path, values: dict[str, str]) -> None:
@@ -91,6 +102,8 @@ def train(queued: Queued, given: argparse.Namespace, run: Trainer) -> int:
     """Everything, over lost connections and preemptions; gives the trainer's code."""
     shell, options = queued.shell, create_options(given)
     environment(given.env)  # refused before anything costs
+    check_config(run)
+    check_committed(shell, run)
     if given.bucket:
         check_bucket(shell, given.bucket)
     if shell.dry_run:
@@ -163,10 +176,9 @@ def make_parser() -> Parser:
         if verb in ("train", "create"):
             add_creation(one)
         if verb in ("train", "create", "install"):
-            allowed = "gs://NAME or gs://NAME/FOLDER"
             one.add_argument(
                 "--bucket",
-                type=sh.checked(BUCKET, allowed),
+                type=bucket,
                 metavar="gs://NAME[/FOLDER]",
                 help="where runs/ lies, for all workers",
             )

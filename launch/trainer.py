@@ -7,21 +7,23 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from launch.shell import Refusal
+from launch.shell import Refusal, checked
 
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+BUCKET = r"gs://[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9](/(?!\.\.?(/|$))[-\w.]+)*/?"
 USER_ERROR = 2
 """The trainer's exit code for what only the user can mend; a restart would not help."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """The arguments of ``jaxlm.main``, ``--workdir`` among them."""
+    """The arguments of ``jaxlm.main``, ``--workdir`` among them, and its config."""
 
     arguments: tuple[str, ...]
     workdir: str
+    config: str
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -47,6 +49,10 @@ def trainer(arguments: Sequence[str], runs: str = "runs") -> Trainer:
             " -- --config=configs/ner.py"
         )
     given = _value(arguments, "--workdir")
+    if given == "":
+        raise Refusal(
+            f"--workdir is empty; leave it out, or give --workdir={runs}/NAME"
+        )
     workdir = (given or f"{runs}/{default_run(spec)}").rstrip("/")
     parts = PurePosixPath(workdir).parts
     root = PurePosixPath(runs).parts
@@ -56,7 +62,7 @@ def trainer(arguments: Sequence[str], runs: str = "runs") -> Trainer:
             f" out, or give --workdir={runs}/NAME"
         )
     added = () if given else (f"--workdir={workdir}",)
-    return Trainer((*arguments, *added), workdir)
+    return Trainer((*arguments, *added), workdir, spec.partition(":")[0])
 
 
 def default_run(spec: str) -> str:
@@ -65,15 +71,43 @@ def default_run(spec: str) -> str:
     return "-".join(filter(None, (PurePosixPath(path).stem, variant)))
 
 
-def _value(arguments: Sequence[str], flag: str) -> str:
-    """The last value of ``--flag=value`` or ``--flag value``; "" where it is not."""
-    value = ""
+def in_checkout(path: str) -> bool:
+    """Whether a path that the trainer is given is one of the checkout.
+
+    Others, as below a mounted bucket or an absolute one, are of its machines.
+    """
+    parts = PurePosixPath(path).parts
+    return not path.startswith("/") and ".." not in parts and parts[:1] != ("runs",)
+
+
+def check_config(run: Trainer) -> None:
+    """Refuse a config that is not in this checkout, before a machine is asked for.
+
+    Raises:
+      Refusal: there is no such file.
+    """
+    if in_checkout(run.config) and not Path(run.config).is_file():
+        there = ", ".join(sorted(map(str, Path().glob("configs/*.py"))))
+        raise Refusal(
+            f"--config={run.config}: no such file in this checkout; there are {there}"
+        )
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    """The last value of ``--flag=value`` or ``--flag value``; None where it is not."""
+    value = None
     for at, each in enumerate(arguments):
         if each == flag:
             value = "".join(arguments[at + 1 : at + 2])
         elif each.startswith(f"{flag}="):
             value = each.partition("=")[2]
     return value
+
+
+bucket = checked(
+    re.compile(BUCKET), "gs://NAME[/FOLDER], the name of a-z, 0-9, -, _ and . alone"
+)
+"""An argparse type: a bucket, or a folder of one."""
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:

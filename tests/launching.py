@@ -47,8 +47,12 @@ def notes(path: Path) -> list[tuple[list[str], str]]:
 
 
 def launch(folder: Path, launcher: str, *arguments: str, **variables: str) -> Done:
-    """Run a launcher in a folder, its programs before all others."""
+    """Run a launcher in a checkout of configs, its programs before all others."""
     path = folder / "notes"
+    if not (folder / "configs").exists():
+        (folder / "configs").symlink_to(ROOT / "configs")
+        (folder / ".venv/bin").mkdir(parents=True)
+        (folder / ".venv/bin/python").touch()
     path.write_text("")
     environment = {
         "PATH": f"{folder}:{os.environ['PATH']}",

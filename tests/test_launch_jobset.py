@@ -234,6 +234,12 @@ def test_a_dry_run_prints_what_can_be_pasted_without_the_secret(kubectl, tmp_pat
         ((*GPU, "--set=A=1", "--set=A=2"), "the variable A is given twice"),
         ((*TPU, "--topology=v5e:2x4", "--slices=2"), "take a larger --topology"),
         ((*TPU, "--volume=/data"), "pvc:CLAIM or gs://BUCKET"),
+        ((*TPU, "--volume=gs://BUCKET/runs"), "in small letters"),
+        ((*TPU, "--namespace=-a"), "at most 63 of a-z"),
+        (
+            (*TPU, "--node-selector=cloud.google.com/gke-tpu-topology=2x2"),
+            "gke-tpu-topology is 4x4 already",
+        ),
         ((*TPU, "--set=HF_TOKEN"), "NAME=VALUE"),
         ((*TPU, "--env=HF_TOKEN=hunter2"), "give the name alone"),
         ((*GPU, "--nodes=none"), "'none' is not a whole number of at least 1"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.slurm import limit_seconds
 from tests.launching import ROOT, launch, notes, stand_in
 
 TRAINER = ("--", "--config=configs/ner.py", "--config.task.labels=A 'B")
@@ -176,6 +177,10 @@ def test_a_job_whose_trainer_failed_is_queued_again(job):
         (("ner", "--", "--config=c.py", "--workdir=runs/../x"), "is not below runs/"),
         (("ner", "--env=HF_TOKEN=hunter2", *TRAINER), "give the name alone"),
         (("ner", "--env=JAXLM_UNSET", *TRAINER), "export JAXLM_UNSET first"),
+        (("ner", "--", "--config=configs/nre.py"), "no such file in this checkout"),
+        (("ner", *TRAINER, "--workdir="), "--workdir is empty"),
+        (("ner", "--grace-seconds=65536", *TRAINER), "at most 65535"),
+        (("ner", "--time=2:00", *TRAINER), "at most 119, as --time=2:00 is 120 s"),
         (("ner", "--nope", *TRAINER), "--nope"),
         (("ner", *TRAINER, "a\udcff"), "'a\\udcff' is not UTF-8"),
     ],
@@ -185,6 +190,27 @@ def test_what_is_not_allowed_is_one_line_and_nothing_runs(slurm, given, said):
     assert done.code == 2 and done.calls == []
     assert said in done.err and done.err.count("\n") == 1
     assert "hunter2" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("0", 0), ("120", 7200), ("90:30", 5430), ("24:00:00", 86400),
+        ("2-00", 172800), ("1-02:03", 93780), ("1-02:03:04", 93784),
+    ],
+)  # fmt: skip
+def test_a_time_limit_is_read_as_slurm_does(time, seconds):
+    assert limit_seconds(time) == seconds
+
+
+def test_a_job_without_a_python_is_not_queued(slurm, tmp_path):
+    assert slurm("ner", *TRAINER).code == 0
+    (tmp_path / ".venv/bin/python").unlink()
+    done = slurm("ner", *TRAINER)
+    assert (done.code, done.calls) == (2, [])
+    assert ".venv/bin/python is not here" in done.err and done.err.count("\n") == 1
+    for other in ("--dry-run", "--python=/opt/python", "--container=jaxlm.sif"):
+        assert slurm("ner", other, *TRAINER).code == 0
 
 
 def test_a_program_that_fails_or_is_missing_is_said(slurm, tmp_path):
@@ -199,7 +225,8 @@ def test_a_program_that_fails_or_is_missing_is_said(slurm, tmp_path):
 
 
 def test_who_stops_reading_a_dry_run_sees_no_traceback():
-    command = f"{sys.executable} -m launch.slurm ner --dry-run -- --config=c.py | true"
+    given = "ner --dry-run -- --config=configs/ner.py"
+    command = f"{sys.executable} -m launch.slurm {given} | true"
     done = subprocess.run(
         ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
         cwd=ROOT,

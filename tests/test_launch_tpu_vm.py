@@ -75,7 +75,10 @@ case $event in
 esac
 """
 GIT = """#!/bin/bash
-[[ $1 = status ]] || tar -czf "${3#--output=}" -C "$CHECKOUT" launch
+case $1 in
+    archive) tar -czf "${3#--output=}" -C "$CHECKOUT" launch ;;
+    cat-file) [[ $3 = HEAD:./configs/ner.py && ! -e $(dirname "$NOTES")/new ]] ;;
+esac
 """
 
 
@@ -335,7 +338,12 @@ def test_delete_leaves_the_question_to_gcloud(tpu, cloud, given, asks):
         (("train", *SLICE, "--bucket=mine", *TRAINER), "gs://NAME"),
         (("train", *SLICE, "--env=A B", *TRAINER), "give the name alone"),
         (("train", *SLICE, "--valid-until=soon", *TRAINER), "such as 30m or 6h"),
+        (("train", *SLICE, "--bucket=gs://mine/..", *TRAINER), "gs://NAME"),
+        (("train", *SLICE, "--bucket=gs://BUCKET/runs", *TRAINER), "of a-z, 0-9"),
+        (("train", *SLICE, "--create-flag=--zone=b", *TRAINER), "say where"),
         (("train", *SLICE, "--", "--config=c", "--workdir=/x"), "not below runs/"),
+        (("train", *SLICE, *TRAINER, "--workdir"), "--workdir is empty"),
+        (("train", *SLICE, "--", "--config=configs/nre.py"), "are configs/classify.py"),
         (("stop", *TRAINER), "takes no arguments of the trainer"),
         (("nothing",), "nothing"),
     ],
@@ -344,6 +352,14 @@ def test_what_is_not_allowed_is_one_line_and_nothing_runs(tpu, given, said):
     done = tpu(*given)
     assert done.code == 2 and done.calls == []
     assert said in done.err and done.err.count("\n") == 1
+
+
+def test_a_config_that_the_workers_would_not_get_is_refused(tpu, cloud):
+    (cloud / "new").touch()
+    done = tpu("train", *SLICE, *TRAINER)
+    assert (done.code, done.calls) == (2, []) and "is not in HEAD" in done.err
+    given = ("--", "--config=../bucket/mine.py")  # theirs, which cannot be seen here
+    assert tpu("train", *SLICE, *given, plan=["0"]).code == 0
 
 
 def test_a_bucket_whose_folders_are_not_renamed_at_once_is_refused(tpu):
