@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from jaxlm.core import config, door
@@ -20,6 +21,9 @@ from jaxlm.experiment import ExperimentConfig
 from jaxlm.planning.compiling import kept_folder
 from jaxlm.planning.meshes import check_compiler
 from jaxlm.planning.topology import EXAMPLES, FLAG, parse_topology, sizes_on
+
+LONGEST_NAME = 200
+"""Of a file, in bytes: file systems have 255, and it is written by a longer one."""
 
 
 def main(arguments: list[str]) -> None:
@@ -102,14 +106,14 @@ def show(found: Any, known: argparse.Namespace) -> None:
     from jaxlm.core.files import atomic_write_text, to_plain
     from jaxlm.planning.outcome import as_text
 
-    if known.hlo and not found.best.compiled.program:
-        progress(f"--hlo={known.hlo}: not written; there is no program that fits")
-    elif known.hlo:
-        atomic_write_text(known.hlo, found.best.compiled.program)
     if known.json:
         print(json.dumps(to_plain(found.to_dict(known.tokens, known.price)), indent=2))
     else:
         print(as_text(found, known.tokens, known.price))
+    if known.hlo and not found.best.compiled.program:
+        progress(f"--hlo={known.hlo}: not written; there is no program that fits")
+    elif known.hlo:
+        atomic_write_text(known.hlo, found.best.compiled.program)
 
 
 def progress(line: str) -> None:
@@ -127,7 +131,12 @@ def check_file(path: str) -> None:
     there = os.path.lexists(path)
     if not path or there and (os.path.islink(path) or not os.path.isfile(path)):
         raise UserError(f"--hlo={path}: is not a file; name one to be written")
-    door.writable_directory(os.path.dirname(path) or ".")
+    if len(os.fsencode(os.path.basename(path))) > LONGEST_NAME:
+        raise UserError(f"--hlo={path}: a name has {LONGEST_NAME} bytes at most")
+    folder = Path(path).absolute().parent
+    while not os.path.lexists(folder):  # made when the file is, so that none is left
+        folder = folder.parent
+    door.writable_directory(folder)
 
 
 def _positive(text: str) -> float:

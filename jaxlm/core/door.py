@@ -76,7 +76,8 @@ class Parser(argparse.ArgumentParser):
         if "." in flag and "--config" in self._option_string_actions:
             near = f"--config.{flag.lstrip('-')}"
         else:
-            near = nearest(flag, self._option_string_actions)
+            words = {each.lstrip("-"): each for each in self._option_string_actions}
+            near = words.get(nearest(flag.lstrip("-"), words) or "")
         hint = f"; nearest: {near}" if near else ""
         return f"{flag}: no such flag{hint}"
 

@@ -73,7 +73,7 @@ def parse_topology(text: str) -> Topology:
     text = text.strip().lower()
     name, colon, rest = text.partition(":")
     if name not in DEVICES:
-        near = nearest(name, DEVICES)
+        near = "v5e" if name.startswith("v5lite") else nearest(name, DEVICES)
         hint = f"; nearest: {near}" if near else ""
         raise UserError(
             f"{FLAG}={text}: {name!r} is no device that can be planned for{hint};"
@@ -83,7 +83,7 @@ def parse_topology(text: str) -> Topology:
     found = re.fullmatch(r"([0-9]{1,5}(?:x[0-9]{1,5})*)(?:\*([0-9]{1,4}))?", rest)
     if not colon or not found:
         raise UserError(
-            f"{FLAG}={text}: {name} needs its size after a colon, as in {EXAMPLES}"
+            f"{FLAG}={text}: {name} needs its size after a colon, as {_example(name)}"
         )
     shape = tuple(int(side) for side in found[1].split("x"))
     slices = int(found[2] or 1)
@@ -96,9 +96,10 @@ def parse_topology(text: str) -> Topology:
             )
         return Topology(text, device, shape, slices)
     if found[2]:
+        hosts = math.prod(shape[:-1]) * slices
         raise UserError(
             f"{FLAG}={text}: *{found[2]} is for slices of TPUs; hosts are written"
-            f" {name}:{found[2]}x{found[1]}"
+            f" {name}:{hosts}x{shape[-1]}"
         )
     shape = (1, *shape) if len(shape) == 1 else shape
     sizes = (1, 2, 4, 8)
@@ -108,6 +109,11 @@ def parse_topology(text: str) -> Topology:
             f" {MOST_HOSTS} hosts, as {name}:8 or {name}:4x8"
         )
     return Topology(text, device, shape)
+
+
+def _example(name: str) -> str:
+    sizes = {0: "8 (GPUs) or 4x8 (hosts x GPUs)", 2: "4x4", 3: "4x4x4"}
+    return f"{name}:{sizes[DEVICES[name].dimensions]}"
 
 
 def _check_slice(text: str, device: Device, shape: tuple[int, ...]) -> None:
@@ -129,8 +135,8 @@ def _check_slice(text: str, device: Device, shape: tuple[int, ...]) -> None:
     if math.prod(shape) > LARGEST[name]:
         raise UserError(
             f"{FLAG}={text}: {math.prod(shape)} chips are more than the largest slice"
-            f" of {name}, {LARGEST[name]}; several slices are written"
-            f" {name}:{'x'.join(map(str, shape))}*2 with smaller sides"
+            f" of {name}, {LARGEST[name]}; several smaller ones are written as"
+            f" {name}:8x8x8*2"
         )
 
 

@@ -42,6 +42,7 @@ LLAMA = {
         ([CONFIG, "--topology=h100:8", "--workdir=x"], "--workdir: a plan writes"),
         ([CONFIG, "--topology=h100:8", "--config.mesh.data=3"], "has 8"),
         ([CONFIG, "--topology=h100:8", "--serach"], "nearest: --search"),
+        ([CONFIG, "--coordinator=a:1"], "--coordinator: no such flag; --help"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, words):
@@ -85,7 +86,9 @@ def test_a_missing_compiler_says_what_to_install(monkeypatch, topology, extra):
         plan.main([CONFIG, f"--topology={topology}"])
 
 
-@pytest.mark.parametrize("name", ["", "folder", "link", "file/program.hlo"])
+@pytest.mark.parametrize(
+    "name", ["", "folder", "link", "file/program.hlo", "long" * 60, "file/a/b.hlo"]
+)
 def test_a_program_that_could_not_be_written_is_refused_first(
     tmp_path, monkeypatch, name
 ):
@@ -95,8 +98,15 @@ def test_a_program_that_could_not_be_written_is_refused_first(
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("/dev/null")
     path = str(tmp_path / name) if name else ""
-    with pytest.raises(UserError, match="is not a file; name|a file stands where"):
+    with pytest.raises(
+        UserError, match="is not a file; name|a file stands where|at most"
+    ):
         plan.main([CONFIG, "--topology=h100:8", f"--hlo={path}"])
+
+
+def test_no_folder_is_left_for_a_program_that_is_not_written(tmp_path):
+    plan.check_file(str(tmp_path / "new/deep/program.hlo"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
