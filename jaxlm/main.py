@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxlm.core import cluster, config, door
 from jaxlm.core.errors import Lost, UserError
+from jaxlm.data.config import check_sources
 from jaxlm.experiment import ExperimentConfig
 
 
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> None:
     if known.explain:
         print(config.explain(resolved))
         return
+    check_sources(resolved.config.data)
     workdir = Path(known.workdir or default_workdir(known.config))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxlm.core.joining import joined

@@ -34,6 +34,14 @@ def test_doors_and_configs_answer_without_jax():
     assert loaded_by(statement).isdisjoint(HEAVY + FOREIGN)
 
 
+def test_data_of_ones_own_beside_the_sample_is_answered_without_jax():
+    statement = (
+        "from jaxlm import main\ntry: main.main(['--config=configs/ner.py',"
+        " '--config.data.train=mine.conll'])\nexcept main.UserError: pass"
+    )
+    assert loaded_by(statement).isdisjoint(HEAVY + FOREIGN)
+
+
 def test_importing_the_trainer_loads_neither_torch_nor_tensorflow():
     assert loaded_by("import jaxlm.experiment.training").isdisjoint(FOREIGN)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxlm.core.errors import UserError
 from jaxlm.core.schema import ConfigError, field
 
 Source = str | Sequence[dict[str, Any]]
@@ -60,3 +61,35 @@ class DataConfig:
                 f"{self.stride} is not allowed; at most {most}, below"
                 f" config.data.max_length - 2 (max_length is {self.max_length})",
             )
+
+
+def check_sources(data: DataConfig) -> None:
+    """Refuse no data, and one's own that would be scored on the sample corpus.
+
+    The samples are what ``configs/`` start from: where only ``train`` was changed,
+    scores on the other splits would be of another data set.
+
+    Raises:
+      UserError: which of them, and what to do.
+    """
+    if not data.train:
+        raise UserError("config.data.train: is empty; name a source to train on")
+    if _is_sample(data.train):
+        return
+    for split in ("validation", "test"):
+        if _is_sample(source := getattr(data, split)):
+            raise UserError(
+                f"config.data.{split}: still {source} while config.data.train is"
+                f" {shown(data.train)}; name a source, or '' for none"
+            )
+
+
+def _is_sample(source: Source) -> bool:
+    """Whether a source, or a part of a mixture, is the corpus that ships here."""
+    parts = source.split(",") if isinstance(source, str) else ()
+    return any(part.strip().startswith("sample:") for part in parts)
+
+
+def shown(source: Source) -> str:
+    """A source in a message."""
+    return source if isinstance(source, str) else f"{len(source)} records in memory"

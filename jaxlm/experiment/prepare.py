@@ -17,7 +17,7 @@ from jaxlm.core.meeting import meet
 from jaxlm.core.mesh import make_mesh
 from jaxlm.core.sources import locate
 from jaxlm.data import sources
-from jaxlm.data.config import Source
+from jaxlm.data.config import check_sources, shown
 from jaxlm.data.dataset import Dataset
 from jaxlm.data.loader import Loader
 from jaxlm.data.plan import RunPlan, plan_run
@@ -66,7 +66,7 @@ def prepare(
       UserError: something does not fit, or the labels or the data are not those that
         the run in ``workdir`` began with.
     """
-    check_sources(config)
+    check_sources(config.data)
     mesh, notice = make_mesh(config.mesh.sizes)
     meet(mesh)
     if notice:
@@ -143,36 +143,6 @@ def planning(say: Callable[[str], None]) -> Callable[[int, int], None]:
             say(f"planning the order of data: {epochs:,} epochs, {steps:,} steps")
 
     return notice
-
-
-def check_sources(config: ExperimentConfig) -> None:
-    """Refuse no data, and one's own that would be scored on the sample corpus.
-
-    The samples are what ``configs/`` start from: where only ``train`` was changed,
-    scores on the other splits would be of another data set.
-    """
-    data = config.data
-    if not data.train:
-        raise UserError("config.data.train: is empty; name a source to train on")
-    if is_sample(data.train):
-        return
-    for split in ("validation", "test"):
-        if is_sample(source := getattr(data, split)):
-            raise UserError(
-                f"config.data.{split}: still {source} while config.data.train is"
-                f" {shown(data.train)}; name a source, or '' for none"
-            )
-
-
-def is_sample(source: Source) -> bool:
-    """Whether a source, or a part of a mixture, is the corpus that ships here."""
-    parts = source.split(",") if isinstance(source, str) else ()
-    return any(part.strip().startswith("sample:") for part in parts)
-
-
-def shown(source: Source) -> str:
-    """A source in a message."""
-    return source if isinstance(source, str) else f"{len(source)} records in memory"
 
 
 def check_labels(workdir: Path, labels: list[str], task: str) -> None:
