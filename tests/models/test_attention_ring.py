@@ -37,7 +37,16 @@ CASES = {
 LAYOUTS = [(1, 1, 8), (2, 2, 2), (1, 2, 4)]
 
 
-def results(backend, layout, seen, cap=None, rate=0.0, dtype=np.float32, rows=SEGMENTS):
+def results(
+    backend,
+    layout,
+    seen,
+    cap=None,
+    rate=0.0,
+    dtype=np.float32,
+    rows=SEGMENTS,
+    rules=RULES,
+):
     """What real tokens get, and gradients of a weighted sum of it."""
     random = np.random.default_rng(0)
     shapes = [(*rows.shape, heads, 8) for heads in (4, 2, 2, 4)]
@@ -53,7 +62,7 @@ def results(backend, layout, seen, cap=None, rate=0.0, dtype=np.float32, rows=SE
             cap=cap,
             rate=rate,
             dropout_key=jax.random.key(5),
-            rules=RULES,
+            rules=rules,
         )
         assert y.dtype == arrays[0].dtype
         y = jnp.where(rows[:, :, None, None] > 0, y, 0)
@@ -95,6 +104,14 @@ def test_rows_may_have_a_length_that_devices_do_not_divide():
     case = {"causal": True}, 2.0, 0.25
     found, _ = results(Backend("ring"), layout, *case, rows=rows)
     wanted, _ = results(DENSE, (1, 1, 1), *case, rows=rows)
+    compare(found, wanted, atol=5e-6)
+
+
+def test_heads_whose_inside_devices_split_are_whole_in_a_ring():
+    inside = {"batch": ["data"], "head_size": ["tensor"], "sequence": ["context"]}
+    case = {"causal": True}, 2.0, 0.25
+    found, _ = results(Backend("ring"), (2, 2, 2), *case, rules=Rules.of(inside))
+    wanted, _ = results(DENSE, (1, 1, 1), *case)
     compare(found, wanted, atol=5e-6)
 
 

@@ -23,7 +23,8 @@ from jaxlm.models.attention import MASKED
 from jaxlm.models.layers import bits_at, drop_threshold
 
 ROWS: Axes = ("batch", "sequence")
-HEADS: Axes = ("batch", "sequence", "heads", "head_size")
+HEADS: Axes = ("batch", "sequence", "heads", None)
+"""A head is whole, whatever the rule of ``head_size``: products sum over it."""
 
 
 @dataclass(frozen=True)
