@@ -22,7 +22,13 @@ CALLING = ("async-start", "call-start")
 tpu7x has a collective run by the cores that are not the matrix units' (SparseCores)."""
 SCATTERING = "all-reduce-scatter"
 """How a TPU's compiler names the fusion that is a reduce-scatter."""
+SEND = "send"
+"""A TPU's compiler writes what goes between slices as ``send`` and ``recv``, to and
+from the hosts that their network joins; attributes say of which collective."""
 _CHAIN = re.compile(r'chain_id="(\w+)"')
+_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_MEETING = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}')
 
 
 @dataclass
@@ -51,6 +57,9 @@ def kind_of(module: Module, each: Instruction) -> str:
     if each.opcode.endswith("-done"):
         return ""
     opcode = each.opcode.removesuffix("-start")
+    if opcode == SEND and (between := _BETWEEN.search(each.rest)):
+        kind = between[1].lower().replace("_", "-")
+        return kind if kind in KINDS else "collective-permute"
     if opcode in KINDS:
         return opcode
     if each.opcode not in (*CALLING, "fusion"):
@@ -93,7 +102,22 @@ def waits(module: Module, each: Instruction) -> bool:
     """
     if '"is_sync":true' in each.rest:
         return True
+    if each.opcode == SEND:
+        return False
     return not (each.opcode.endswith("-start") or chain_of(module, each))
+
+
+def received(inside: Computation, each: Instruction) -> Instruction | None:
+    """The ``recv`` of what a ``send`` between slices gives; its end ends the two."""
+    meeting = _MEETING.search(each.rest)
+    return next(
+        (
+            other
+            for other in inside
+            if other.opcode == "recv" and meeting and meeting[0] in other.rest
+        ),
+        None,
+    )
 
 
 def payload(module: Module, inside: Computation, each: Instruction, kind: str) -> float:
@@ -104,6 +128,9 @@ def payload(module: Module, inside: Computation, each: Instruction, kind: str) -
         for place in range(len(stated.operands))
         for array in home.arrays(stated, place)
     )
+    if each.opcode == SEND:
+        back = received(inside, each)
+        return max(operands, back.arrays[0].bytes if back is not None else 0.0)
     if kind != "all-gather":
         return operands
     # A start returns its operands beside its results.
@@ -115,6 +142,10 @@ def members_of(
 ) -> tuple[str, list[int]]:
     """The axes of the mesh, and the devices of one group; the furthest of a permute's
     pairs."""
+    if each.opcode == SEND:
+        members = between_slices(each, places)
+        pairs = np.array([(members[0], other) for other in members[1:]])
+        return axes_of_pairs(pairs, mesh), members
     stated = stated_in(module, each)
     named = stated[1] if stated else each
     pairs = pairs_of(named)
@@ -127,6 +158,16 @@ def members_of(
     return axes_of(groups, mesh), groups[0].tolist()
 
 
+def between_slices(each: Instruction, places: np.ndarray) -> list[int]:
+    """Of the first device and those that stand where it does in other slices, so many
+    as take part."""
+    alike = np.flatnonzero((places[:, 1:] == places[0, 1:]).all(1))
+    _, first = np.unique(places[alike, 0], return_index=True)
+    named = _SLICES.search(each.rest)
+    count = len(named[1].split(",")) if named else len(first)
+    return alike[np.sort(first)][:count].tolist()
+
+
 def stands_in(
     module: Module, inside: Computation, each: Instruction, kind: str, devices: int
 ) -> str:
@@ -135,7 +176,7 @@ def stands_in(
     Of a gather: each device adds its part to zeros. Of a scatter: each device then
     takes its slice of the sum.
     """
-    if kind != "all-reduce" or devices < 2:
+    if kind != "all-reduce" or devices < 2 or each.opcode == SEND:
         return ""
     made = inside.instructions.get(each.operands[0])
     while made is not None and made.opcode in ("copy-done", "copy-start", "copy"):

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from jaxlm.planning import kernels, work
 from jaxlm.planning.calibration import Efficiency
 from jaxlm.planning.collectives import (
+    SEND,
     Collective,
     chain_of,
     kind_of,
     members_of,
     payload,
+    received,
     stands_in,
     stated_in,
     waits,
@@ -126,7 +128,7 @@ class Walk:
     def _walk(self, inside: Computation, count: int) -> Timeline:
         """One run of a computation, of ``count`` in a step; lists cover all runs."""
         line, flights = Timeline(), dict[str, _Flight]()
-        free = 0.0  # when the network is
+        free = dict.fromkeys((False, True), 0.0)  # when the network is; between slices
         for each in inside:
             for called, times in self._calls(inside, each):
                 inner = self._walk(self.module[called], count * times)
@@ -139,7 +141,7 @@ class Walk:
                 else:  # one of the computations that it runs beside
                     self._compute(inside, each, count, line, beside=True)
             elif kind:
-                free = self._collective(inside, each, kind, count, line, flights, free)
+                self._collective(inside, each, kind, count, line, flights, free)
             elif each.opcode.endswith("-done"):
                 self._land(line, flights.get(each.operands[0]), count)
             else:
@@ -170,15 +172,16 @@ class Walk:
         count: int,
         line: Timeline,
         flights: dict[str, _Flight],
-        free: float,
-    ) -> float:
-        """Adds a collective; returns when the network is free again."""
+        free: dict[bool, float],
+    ) -> None:
+        """Adds a collective, and says when its network is ``free`` again."""
         module = self.module
         size = payload(module, inside, each, kind)
         axis, members = members_of(module, each, self.mesh, self.network.places)
         seconds = self.network.seconds(kind, size, members)
         alone = waits(module, each)
-        begin = max(line.seconds, free)
+        between = each.opcode == SEND
+        begin = max(line.seconds, free[between])
         late = begin + seconds - line.seconds if alone else 0.0
         line.seconds += late
         line.exposed += late
@@ -199,9 +202,10 @@ class Walk:
         )
         line.collectives.append(found)
         if not alone:
-            name = chain_of(module, each) or each.name
+            back = received(inside, each) if between else None
+            name = chain_of(module, each) or (back or each).name
             flights[name] = _Flight(begin + seconds, found)
-        return begin + seconds
+        free[between] = begin + seconds
 
     def _land(self, line: Timeline, flight: _Flight | None, count: int) -> None:
         """Wait for what a collective still takes."""

@@ -17,7 +17,7 @@ from jaxlm.planning.kernels import kernel_flops
 FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
      "partition-id", "replica-id", "while", "conditional", "call", "opt-barrier",
-     "optimization-barrier", "iota", "add-dependency", "domain")
+     "optimization-barrier", "iota", "add-dependency", "domain", "send", "recv")
 )  # fmt: skip
 """What moves nothing itself."""
 VIEWS = ("bitcast", "get-tuple-element", "reshape")

@@ -269,6 +269,40 @@ def test_a_collective_on_another_core_runs_beside_computations():
     assert line.seconds == pytest.approx(2 * 4096**3 / 459e12)
 
 
+BETWEEN = """\
+  %a = f32[4096,4096]{1,0} parameter(0)
+  %t = token[] after-all()
+  %recv = (f32[4096,4096]{1,0}, u32[], token[]) recv(%t), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.21_0",\
+_xla_megascale_target="{1,2}x{0:255}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send = (f32[4096,4096]{1,0}, u32[], token[]) send(%a, %t), channel_id=3, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.21_0",\
+_xla_megascale_target="{1,2}x{0:255}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %c = f32[4096,4096]{1,0} dot(%a, %a), lhs_contracting_dims={1}, \
+rhs_contracting_dims={0}
+  %send-done = token[] send-done(%send), channel_id=3, is_host_transfer=true
+  %recv-done = (f32[4096,4096]{1,0}, token[]) recv-done(%recv), channel_id=2
+"""
+
+
+def test_what_goes_between_slices_is_a_collective_on_their_network():
+    """Which the compiler writes as what hosts send and receive."""
+    order = [[n // 256, n // 16 % 16, n % 16] for n in range(512)]
+    slices = network("v5e:16x16*2", order)
+    mesh = {"data": 2, "fsdp": 256, "tensor": 1, "context": 1}
+    line = Walk(parse(entry(BETWEEN)), mesh, slices, IDEAL).run()
+    (found,) = line.collectives
+    assert (found.kind, found.axis, found.devices) == ("all-reduce", "data", 2)
+    assert not found.synchronous
+    assert found.bytes == 4096**2 * 4
+    takes, product = 2 * 4096**2 * 4 / 2 / 3.125e9, 2 * 4096**3 / 197e12
+    assert found.seconds == pytest.approx(takes)
+    assert found.exposed == pytest.approx(takes - product)
+    assert line.seconds == pytest.approx(takes)
+
+
 def test_what_moves_to_the_host_is_said_to_be_hidden():
     lines = (
         "  %x = bf16[1024,1024]{1,0} parameter(0)\n"
