@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxlm.experiment.planned import attention_blocks
+from jaxlm.core.mesh import make_mesh
+from jaxlm.experiment.planned import attention_blocks, build
 from jaxlm.models.backends import Backend
 from tests.small_runs import config
 
@@ -29,3 +30,14 @@ def test_blocks_divide_the_rows_that_splash_pads(length, blocks):
 def test_other_attention_has_no_blocks(name):
     parts = SimpleNamespace(config=config(), attention=Backend(name))
     assert attention_blocks(parts) == {}
+
+
+def test_rows_of_padding_are_no_tokens():
+    mesh, _ = make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
+    chosen = config(train__batch_size=12, data__max_length=64)
+    planned = build(chosen, mesh)
+    assert planned.batch["tokens"].shape == (16, 64)
+    assert planned.facts["tokens_per_step"] == 12 * 64
+    assert any("4 rows of padding" in line for line in planned.facts["assumed"])
+    whole = build(config(train__batch_size=16, data__max_length=64), mesh)
+    assert not any("padding" in line for line in whole.facts["assumed"])

@@ -175,6 +175,12 @@ def abstract_batch(
     )
     train = config.train
     rows = parts.rules.rows_on_mesh(parts.mesh, train.batch_size, parts.accumulation)
+    if more := rows - train.batch_size:
+        assumed.append(
+            f"{more:,} rows of padding beside the {train.batch_size:,} of a step, so"
+            " that all divide over devices and microbatches; they are computed, and"
+            " count neither as tokens nor as FLOPs of the model"
+        )
     split = parts.rules.batch_sharding(parts.mesh)
     return {
         name: jax.ShapeDtypeStruct(
@@ -189,7 +195,7 @@ def describe(
 ) -> dict[str, Any]:
     """What a plan is told of the step: sizes, bytes of a device, FLOPs of the model."""
     config, transformer = parts.config, parts.transformer
-    rows, length = batch["tokens"].shape
+    rows, length = config.train.batch_size, batch["tokens"].shape[1]
     task = parts.task
     language = isinstance(task, LanguageModeling)
     asked = task.asked_share if isinstance(task, LanguageModeling) else 1.0
