@@ -51,6 +51,8 @@ MADE = ("exhausted", "compile_seconds", "memory", "cost_analysis")
 """The facts that only a compilation tells."""
 MADE_WHOLE = frozenset(MADE) - {"exhausted"}
 """Those of a step that fits."""
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Where a user tells the compilers more: variables of the environment."""
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
 Build = Callable[[Any, Any], Any]
@@ -236,8 +238,8 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
     mesh = meshes.make_mesh(job.topology, job.sizes)
     planned = build(job.config, mesh)
     lowered = planned.lower()
-    versions = compiler_versions(job.topology)
-    key = content_key(lowered.as_text(), planned.options, job, versions)
+    versions, flags = compiler_versions(job.topology), compiler_flags()
+    key = content_key(lowered.as_text(), planned.options, job, versions, flags)
     folder = cache / key
     begin = time.monotonic()
     facts: dict[str, Any] = {
@@ -247,6 +249,7 @@ def _compile(build: Build, job: Job, news: Connection) -> Path:
         "mesh": dict(job.sizes),
         "places": meshes.places(job.topology, mesh),
         "versions": versions,
+        "flags": flags,
         "trace_seconds": begin - clock["tracing"],
     }
     if before := kept(folder):  # what was not compiled may be said otherwise
@@ -274,12 +277,23 @@ def _since(begin: float) -> float:
 
 
 def content_key(
-    program: str, options: Mapping[str, str], job: Job, versions: Mapping[str, str]
+    program: str,
+    options: Mapping[str, str],
+    job: Job,
+    versions: Mapping[str, str],
+    flags: Mapping[str, str],
 ) -> str:
     """A name for what is compiled, how, for whom, by what."""
     target = [job.topology.text, job.topology.wraps, dict(job.sizes), FORMAT]
-    facts = json.dumps([target, dict(options), dict(versions)], sort_keys=True)
+    told = [dict(flags)] if flags else []
+    facts = json.dumps([target, dict(options), dict(versions), *told], sort_keys=True)
     return hashlib.sha256(f"{facts}\n{program}".encode()).hexdigest()[:32]
+
+
+def compiler_flags() -> dict[str, str]:
+    """What the environment tells the compilers, by variable; of those that are set."""
+    given = {name: os.environ.get(name, "").strip() for name in FLAGS}
+    return {name: value for name, value in given.items() if value}
 
 
 def compiler_versions(topology: Topology) -> dict[str, str]:

@@ -235,6 +235,7 @@ class Plan:
         device, facts = self.topology.device, self.facts
         efficiency = EFFICIENCIES[device.platform]
         versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
+        told = "".join(f", {k}={v}" for k, v in facts.get("flags", {}).items())
         found = [
             f"{device.name}: {device.flops / 1e12:.4g} TFLOP/s of bf16,"
             f" {device.bandwidth / 1e9:.4g} GB/s of memory, links of"
@@ -243,7 +244,8 @@ class Plan:
             f"of these, products reach {efficiency.product:.0%}, attention kernels"
             f" {efficiency.attention:.0%}, memory {efficiency.memory:.0%}, links"
             f" {efficiency.network:.0%} (docs/planning.md)",
-            f"compiled by {versions}; the mesh lies on the devices as jax orders them",
+            f"compiled by {versions}{told}; the mesh lies on the devices as jax orders"
+            " them",
         ]
         if device.dimensions:
             sides = " x ".join(

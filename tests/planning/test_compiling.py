@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
-from jaxlm.planning.compiling import FORMAT, MADE, kept
+from jaxlm.planning.compiling import (
+    FORMAT,
+    MADE,
+    Job,
+    compiler_flags,
+    content_key,
+    kept,
+)
+from jaxlm.planning.topology import parse_topology
 
 FACTS = {"format": FORMAT, **dict.fromkeys(MADE, 1), "exhausted": ""}
 PROGRAM = gzip.compress(b"HloModule step" * 100)
@@ -49,6 +57,24 @@ def test_what_is_damaged_is_as_good_as_none(tmp_path, damaged):
     assert kept(tmp_path) is None
     keep(tmp_path, **damaged)
     assert kept(tmp_path) is None
+
+
+def test_what_is_told_to_a_compiler_is_in_the_name_of_what_it_made(monkeypatch):
+    def key(variable, value):
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+        monkeypatch.setenv(variable, value)
+        job = Job(None, parse_topology("h100:8"), {"data": 8})
+        return content_key("program", {}, job, {"jax": "1"}, compiler_flags())
+
+    told = [
+        key("XLA_FLAGS", ""),
+        key("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false"),
+        key("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true"),
+        key("LIBTPU_INIT_ARGS", "--xla_tpu_enable_x=true"),
+    ]
+    assert len(set(told)) == 4
+    assert told[0] == key("LIBTPU_INIT_ARGS", " ")
 
 
 def test_a_compilation_ends_with_the_door_that_wants_it():
