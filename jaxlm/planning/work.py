@@ -137,6 +137,9 @@ def moved(module: Module, inside: Computation, each: Instruction) -> float:
     if each.opcode == "copy-start":  # to or from memory on the chip: one side counts
         source, target = inside.arrays(each, 0)[0], each.arrays[0]
         return sum(array.bytes for array in (source, target) if array.space == MAIN)
+    if each.opcode == "slice-start":  # its type: ((what it reads of), the slice, ...)
+        source, target = inside.arrays(each, 0)[0], each.arrays[1]
+        return target.bytes * sum(array.space == MAIN for array in (source, target))
     if each.opcode == "dynamic-slice":
         return 2 * _bytes(each.arrays)
     if each.opcode == "dynamic-update-slice":

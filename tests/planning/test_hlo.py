@@ -120,6 +120,18 @@ def test_a_prefetch_moves_an_array_once():
     assert moved(module, inside, inside["z"]) == 0
 
 
+def test_a_prefetch_of_a_slice_moves_the_slice_once():
+    lines = (
+        "  %x = f32[24,64,128]{2,1,0:T(8,128)} parameter(0)\n"
+        "  %y = ((f32[24,64,128]{2,1,0:T(8,128)}), f32[6,64,128]{2,1,0:T(8,128)S(1)},"
+        " s32[]{:S(2)}) slice-start(%x), slice={[0:6], [0:64], [0:128]}\n"
+        "  %z = f32[6,64,128]{2,1,0:T(8,128)S(1)} slice-done(%y)"
+    )
+    module, inside, start = only(lines)
+    assert moved(module, inside, start) == 6 * 64 * 128 * 4
+    assert moved(module, inside, inside["z"]) == 0
+
+
 def test_a_fusion_that_runs_beside_others_costs_what_a_fusion_does():
     """As a GPU's compiler of jax 0.11 writes the storing of a layer's activations."""
     fused = (
