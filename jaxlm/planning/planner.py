@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -63,9 +64,16 @@ def plan(wanted: Wanted, say: Say) -> Outcome:
     say("it does not fit; trying what would help")
     config = wanted.configure(())
     tried = run(wanted, remedies(config, wanted.topology), say)
-    useful = [each for each in tried if each.plan is not None]
+    useful = [each for each in tried if _helps(each, trial.plan)]
     useful.sort(key=lambda each: (not each.plan.fits, each.plan.needed))  # pyright: ignore
     return Outcome(trial.plan, trials=useful[:HELP])
+
+
+def _helps(trial: Trial, plan: Plan) -> bool:
+    """Whether a change fits, or needs less than a plan; a need of 0 is not known."""
+    if trial.plan is None:
+        return False
+    return trial.plan.fits or 0 < trial.plan.needed < (plan.needed or math.inf)
 
 
 def search(wanted: Wanted, say: Say) -> Outcome:

@@ -78,6 +78,23 @@ def test_a_search_begins_elsewhere_where_the_config_s_mesh_does_not_fit(monkeypa
     assert outcome.overrides
 
 
+@pytest.mark.parametrize(("own", "useful"), [(90, [10, 80]), (0, [10, 80, 95])])
+def test_what_needs_more_is_no_help(monkeypatch, own, useful):
+    """0 is what the compiler did not say."""
+    wanted = planner.Wanted(None, configure, parse_topology("v5p:4x4x4"))
+    needs, first = [95, 80, 0, 10], SimpleNamespace(fits=False, needed=own)
+
+    def run(wanted, chosen, say):
+        if list(chosen) == [()]:
+            return [Trial((), first)]
+        plans = [SimpleNamespace(fits=n == 10, needed=n) for n in needs]
+        return [Trial((), plan) for plan in plans]
+
+    monkeypatch.setattr(planner, "run", run)
+    found = planner.plan(wanted, lambda line: None)
+    assert [each.plan.needed for each in found.trials] == useful
+
+
 def test_of_blocks_as_fast_the_largest_is_taken(monkeypatch):
     found, _ = searched(
         monkeypatch, SIZES, lambda each: None if block(each) == 2048 else 1000.0
