@@ -32,6 +32,9 @@ from jaxlm.planning.network import Network
 
 TILE = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
 """The side of a TPU's matrix unit: smaller products leave a part of it idle."""
+TF32 = 0.5
+"""Of a GPU's peak in bf16, by all sheets of NVIDIA: that of products of fp32, for which
+XLA takes TF32. A TPU rounds them to bf16."""
 PREFETCHES = ("copy-start", "slice-start")
 """What moves to memory on the chip ahead of its use, beside other work."""
 BESIDE = (*PREFETCHES, "async-start")
@@ -277,6 +280,8 @@ class Walk:
                 share = kernels.attention_share(home, inner, self.efficiency)
             else:
                 share = self.efficiency.product * self._filled(home, inner)
+                if self.device.platform == "cuda" and _is_wide(home, inner):
+                    share *= TF32
             total += arithmetic / (self.device.flops * share)
         return total
 
@@ -289,6 +294,12 @@ class Walk:
         for size in work.inner_sizes(home, inner):
             share *= size / (-(-size // tile) * tile)
         return share
+
+
+def _is_wide(home: Computation, inner: Instruction) -> bool:
+    """Whether a product is of fp32."""
+    arrays = [home.arrays(inner, place) for place in range(len(inner.operands))]
+    return any(each[0].dtype == "f32" for each in arrays[:2] if each)
 
 
 SUMS = "seconds", "flops", "bytes", "cycles", "compute", "memory", "exposed", "again"

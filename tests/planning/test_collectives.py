@@ -165,7 +165,7 @@ def test_hosts_apart_are_as_fast_as_their_slower_network():
 
 
 OVERLAP = """\
-  %w = f32[4096,4096]{1,0} parameter(1)
+  %w = bf16[4096,4096]{1,0} parameter(1)
   %y = (bf16[1024,1024]{1,0}, bf16[8192,1024]{1,0}) all-gather-start(%x), \
 replica_groups=[1,8]<=[8], dimensions={0}, backend_config={"is_sync":false}
   %c = f32[4096,4096]{1,0} dot(%w, %w), lhs_contracting_dims={1}, \
@@ -266,6 +266,21 @@ def test_a_collective_on_another_core_runs_beside_computations():
     assert (found.kind, found.axis, found.synchronous) == ("all-gather", "fsdp", False)
     assert found.bytes == 8192 * 1024 * 2
     assert found.exposed == 0 < found.seconds
+    assert line.seconds == pytest.approx(2 * 4096**3 / 459e12)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("bf16", 1), ("f32", 2)])
+def test_a_gpu_s_products_of_fp32_are_of_tf32(kind, rate):
+    lines = (
+        f"  %w = {kind}[4096,4096]{{1,0}} parameter(0)\n"
+        f"  %c = f32[4096,4096]{{1,0}} dot(%w, %w), lhs_contracting_dims={{1}},"
+        " rhs_contracting_dims={0}"
+    )
+    mesh = {"data": 8, "fsdp": 1, "tensor": 1, "context": 1}
+    line = Walk(parse(entry(lines)), mesh, network("h100:8"), IDEAL).run()
+    assert line.seconds == pytest.approx(rate * 2 * 4096**3 / 989e12)
+    chips = {"data": 64, "fsdp": 1, "tensor": 1, "context": 1}
+    line = Walk(parse(entry(lines)), chips, network("v5p:4x4x4"), IDEAL).run()
     assert line.seconds == pytest.approx(2 * 4096**3 / 459e12)
 
 
