@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxlm.core.errors import UserError
 from jaxlm.core.schema import nearest
-from jaxlm.planning.devices import DEVICES, Device
+from jaxlm.planning.devices import DEVICES, GIB, Device
 
 FLAG = "--topology"
 EXAMPLES = "v5p:4x4x4, v5e:16x16, h100:8 (GPUs), h100:4x8 (hosts x GPUs)"
@@ -172,6 +172,9 @@ def topology_here(devices: Sequence[Any]) -> Topology:
     if name is None:
         words = kind.lower().replace("-", " ").split()
         name = next((each for each in DEVICES if each in words), None)
+        size = re.search(r"(\d+)gb\b", kind.lower())  # of 40 or 80, as of the A100
+        if name and size and int(size[1]) < 0.95 * DEVICES[name].memory / GIB:
+            name = None
     if name is None:
         raise UserError(
             f"config.mesh.layout: auto cannot plan for the devices that are here"

@@ -114,3 +114,13 @@ def test_a_machine_that_cannot_be_planned_for_says_so():
         UserError, match=r"auto cannot plan for the devices that are here \(cpu\)"
     ):
         topology_here([SimpleNamespace(device_kind="cpu")])
+
+
+def test_a_card_of_less_memory_than_the_one_of_its_name_is_not_planned_for():
+    def here(kind):
+        return topology_here([SimpleNamespace(device_kind=kind, process_index=0)] * 8)
+
+    assert here("NVIDIA A100-SXM4-80GB").device.name == "a100"
+    assert here("NVIDIA H200").device.name == "h200"
+    with pytest.raises(UserError, match=r"auto cannot plan .*A100-SXM4-40GB"):
+        here("NVIDIA A100-SXM4-40GB")
