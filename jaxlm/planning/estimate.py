@@ -18,6 +18,9 @@ from jaxlm.planning.timeline import Timeline, Walk
 from jaxlm.planning.topology import Topology
 
 DAY = 86_400.0
+BY_ITSELF = 0.75
+"""Of a GPU's memory: what jax sets aside, and what a program may then use, where
+nothing else is said (docs.jax.dev/en/latest/gpu_memory_allocation.html)."""
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
 _REFUSALS = (
     re.compile(rf"Used {_SIZE} of {_SIZE} hbm", re.IGNORECASE),
@@ -94,6 +97,12 @@ class Plan:
     @property
     def fits(self) -> bool:
         return not self.compiled.exhausted and self.needed <= self.capacity
+
+    @property
+    def beyond_default(self) -> bool:
+        """Whether a GPU has the memory, but jax lets a program have less of it."""
+        gpu = self.topology.device.platform == "cuda"
+        return gpu and self.needed > BY_ITSELF * self.capacity
 
     # Arithmetic.
 
@@ -247,6 +256,12 @@ class Plan:
             f"compiled by {versions}{told}; the mesh lies on the devices as jax orders"
             " them",
         ]
+        if self.fits and self.beyond_default:
+            share = math.ceil(100 * self.needed / self.capacity + 1) / 100
+            found.append(
+                f"jax by itself lets a program have {BY_ITSELF:.0%} of a GPU's memory;"
+                f" this one needs XLA_CLIENT_MEM_FRACTION={share:.2f} when it runs"
+            )
         if device.dimensions:
             sides = " x ".join(
                 f"{side}{' (ring)' if ring else ''}"

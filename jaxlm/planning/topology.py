@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxlm.core.errors import UserError
@@ -188,7 +188,16 @@ def topology_here(devices: Sequence[Any]) -> Topology:
             f"config.mesh.layout: auto cannot plan for these {count} devices; take"
             f" manual, and sizes of config.mesh ({problem})"
         ) from problem
-    return found
+    return replace(found, device=_allowed(found.device, devices[0]))
+
+
+def _allowed(device: Device, one: Any) -> Device:
+    """A GPU with as much memory as jax lets a program of this process have."""
+    told = getattr(one, "memory_stats", lambda: None)()
+    limit = (told or {}).get("bytes_limit")
+    if device.platform != "cuda" or not limit:
+        return device
+    return replace(device, memory=min(device.memory, limit))
 
 
 def _size_here(device: Device, devices: Sequence[Any]) -> str:

@@ -66,6 +66,22 @@ def test_a_tpu_is_compared_by_the_compiler_s_peak_and_a_gpu_by_what_is_set_aside
     assert not Plan(gpu.topology, Compiled(FACTS | {"memory": memory}, LOOP)).fits
 
 
+@pytest.mark.parametrize(("temp", "said"), [(56, []), (68, ["=0.91 "]), (80, [])])
+def test_a_step_beyond_what_jax_takes_of_a_gpu_says_what_it_needs(temp, said):
+    """3 GiB of arguments and so many of temporaries, of 79.1."""
+    places = [[0, number] for number in range(8)]
+    facts = FACTS | {
+        "memory": FACTS["memory"] | {"temp": temp * GIB},
+        "mesh": {"data": 1, "fsdp": 8, "tensor": 1, "context": 1},
+        "places": places,
+    }
+    found = Plan(parse_topology("h100:8"), Compiled(facts, LOOP))
+    lines = [line for line in found.assumptions if "XLA_CLIENT_MEM_FRACTION" in line]
+    assert len(lines) == len(said)
+    assert all(word in line for word, line in zip(said, lines, strict=True))
+    assert not any("MEM_FRACTION" in line for line in plan().assumptions)
+
+
 def test_a_loop_counts_as_often_as_it_turns():
     found = plan()
     assert found.compiled_flops == 32 * 2 * 256 * 64 * 128

@@ -124,3 +124,16 @@ def test_a_card_of_less_memory_than_the_one_of_its_name_is_not_planned_for():
     assert here("NVIDIA H200").device.name == "h200"
     with pytest.raises(UserError, match=r"auto cannot plan .*A100-SXM4-40GB"):
         here("NVIDIA A100-SXM4-40GB")
+
+
+def test_a_gpu_here_has_the_memory_that_jax_lets_a_program_have():
+    def here(limit):
+        stats = None if limit is None else {"bytes_limit": limit}
+        kind = "NVIDIA H100 80GB HBM3"
+        one = SimpleNamespace(
+            device_kind=kind, process_index=0, memory_stats=lambda: stats
+        )
+        return topology_here([one] * 8)
+
+    assert here(60 * 2**30).device.memory == 60 * 2**30
+    assert here(None) == here(10**12) == parse_topology("h100:1x8")
