@@ -41,3 +41,24 @@ def test_rows_of_padding_are_no_tokens():
     assert any("4 rows of padding" in line for line in planned.facts["assumed"])
     whole = build(config(train__batch_size=16, data__max_length=64), mesh)
     assert not any("padding" in line for line in whole.facts["assumed"])
+
+
+@pytest.mark.parametrize(
+    ("phases", "shares"),
+    [
+        ("", (1.0, 1.0)),
+        ("head@5steps,all", (0.0, 0.0)),
+        ("head+layers[-1:]@5steps,all", (0.5, 0.5)),
+        ("head+embeddings@5steps,all", (0.0, 1.0)),
+    ],
+)
+def test_what_is_frozen_has_no_gradient_and_below_it_nothing_goes_back(phases, shares):
+    mesh, _ = make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
+    given = {"train__phases": phases} if phases else {}
+    planned = build(config(data__max_length=64, **given), mesh)
+    facts = planned.facts
+    trainable, reached = shares
+    layers, attention = (facts[f"{n}_flops_per_token"] for n in ("layer", "attention"))
+    wanted = (1 + reached + trainable) * layers + (1 + 2 * reached) * attention
+    wanted += 3 * facts["head_flops_per_token"]
+    assert facts["model_flops_per_token"] == pytest.approx(wanted)

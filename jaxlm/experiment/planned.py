@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxlm.core import trees
 from jaxlm.core.errors import UserError
+from jaxlm.core.grouping import stack_names
 from jaxlm.core.mesh import replicated
 from jaxlm.core.programs import COMPILER_OPTIONS
 from jaxlm.core.schema import leaves
@@ -24,6 +25,7 @@ from jaxlm.experiment.ahead import compiled_step
 from jaxlm.experiment.config import ExperimentConfig
 from jaxlm.experiment.prepare import open_tokenizer
 from jaxlm.experiment.wiring import Parts, make_parts
+from jaxlm.models.architecture import TransformerConfig
 from jaxlm.models.backends import compute_capability
 from jaxlm.models.checkpoint import Checkpoint, open_checkpoint
 from jaxlm.models.kernels.cudnn import planned_for
@@ -226,12 +228,36 @@ def describe(
         "parameter_bytes": held(state.trainable) + held(state.frozen),
         "optimizer_bytes": held(state.optimizer),
         "batch_bytes": held(batch),
-        "model_flops_per_token": flops.training(share),
+        "model_flops_per_token": flops.training(*backward(transformer, state)),
         "layer_flops_per_token": flops.layers,
         "head_flops_per_token": flops.head,
         "attention_flops_per_token": flops.attention,
         "trainable_share": share,
     }
+
+
+def backward(transformer: TransformerConfig, state: State) -> tuple[float, float]:
+    """The shares of ``ModelFlops.training``: of matrices trained, of layers reached."""
+    stacks = dict(stack_names(transformer.stacks))
+    trained, frozen = (
+        [(path.split("/"), leaf.size) for path, leaf in trees.flatten(part).items()]
+        for part in (state.trainable, state.frozen)
+    )
+
+    def matrices(leaves: list[tuple[list[str], int]]) -> int:
+        return sum(
+            size
+            for parts, size in leaves
+            if parts[-1] == "kernel" and not stacks.keys().isdisjoint(parts)
+        )
+
+    lowest = [
+        stacks[name].start for parts, _ in trained for name in parts if name in stacks
+    ]
+    below = any({"embeddings", "relative"} & {*parts} for parts, _ in trained)
+    first = 0 if below else min(lowest, default=transformer.layers)
+    whole = matrices(trained) + matrices(frozen)
+    return matrices(trained) / whole, 1 - first / transformer.layers
 
 
 def attention_blocks(parts: Parts) -> dict[str, int]:

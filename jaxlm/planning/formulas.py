@@ -28,10 +28,15 @@ class ModelFlops:
     def forward(self) -> float:
         return self.layers + self.head + self.attention
 
-    def training(self, trainable: float = 1.0) -> float:
-        """Forward and backward; of frozen matrices (1 - ``trainable``) no gradient."""
-        matrices = self.layers + self.head
-        return 3 * self.attention + (2 + trainable) * matrices
+    def training(self, trainable: float = 1.0, reached: float = 1.0) -> float:
+        """Forward and backward, the head being trained.
+
+        ``trainable``: the share of the layers' matrices that have a gradient;
+        ``reached``: the share of layers through which one goes back, as none does below
+        all that is trained.
+        """
+        layers = (1 + reached + trainable) * self.layers
+        return layers + (1 + 2 * reached) * self.attention + 3 * self.head
 
 
 def model_flops(

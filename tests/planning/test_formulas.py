@@ -83,8 +83,12 @@ def test_a_head_counts_for_the_tokens_that_it_is_needed_for():
 def test_frozen_matrices_have_no_gradient():
     config = FAMILIES["llama"].to_config(LLAMA)
     found = model_flops(config, 128, vocabulary=True)
-    assert found.training(0.0) == 3 * found.attention + 2 * (found.layers + found.head)
-    assert found.training() == 3 * found.forward
+    whole = 3 * found.forward
+    assert found.training() == whole
+    assert found.training(0.0) == pytest.approx(whole - found.layers)
+    below = found.layers + found.attention  # of half of them forward alone
+    assert found.training(0.5, 0.5) == pytest.approx(whole - below)
+    assert found.training(0.0, 0.0) == pytest.approx(found.forward + 2 * found.head)
 
 
 @pytest.mark.parametrize("causal", [True, False])
