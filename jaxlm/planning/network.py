@@ -16,6 +16,9 @@ import numpy as np
 from jaxlm.planning.topology import Topology
 
 GATHERS = ("all-gather", "reduce-scatter", "all-reduce")
+INSIDE = 6
+"""Links to a neighbour that the way between the two devices of one chip of tpu7x is as
+fast as (docs.cloud.google.com/tpu/docs/tpu7x)."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Network:
             inner = self._exchange(size, where) if near > 1 else 0.0
             outer = self._between(size * near, apart, near)
             return max(inner, outer) / self.share + self._wait(where, apart)
-        link = self.topology.device.network if apart > 1 else self.topology.device.link
-        return size / link / self.share + self.latency
+        speed = self.topology.device.network if apart > 1 else self._way(where)
+        return size / speed / self.share + self.latency
 
     def _between(self, size: float, apart: int, near: int) -> float:
         """Between slices or hosts, whose members each use their own way out."""
@@ -68,7 +71,20 @@ class Network:
         device = self.topology.device
         if not device.dimensions:
             return device.link
-        return sum(self._side(where, side) for side in self._sides(where))
+        sides = self._sides(where)
+        if not sides:
+            return INSIDE * device.link
+        # A chip's links are shared: all that comes to it by them is for those of its
+        # devices that are in the group, and groups of the others want as much.
+        mine = len(where) / len(np.unique(where, axis=0)) / device.cores
+        return mine * sum(self._side(where, side) for side in sides)
+
+    def _way(self, where: np.ndarray) -> float:
+        """B/s from a device to another of its slice or host, while all send."""
+        device = self.topology.device
+        if device.dimensions and len(np.unique(where, axis=0)) == 1:
+            return INSIDE * device.link
+        return device.link / device.cores
 
     def _sides(self, where: np.ndarray) -> list[int]:
         """Along which sides of the torus a group lies; one where it is no box."""
@@ -90,8 +106,11 @@ class Network:
         if not self.topology.device.dimensions:
             return size / self.topology.device.link
         sides = self._sides(where)
+        if not sides:
+            return size / (INSIDE * self.topology.device.link)
         longest = max(len(np.unique(where[:, 1 + side])) for side in sides)
-        return size * longest / 4 / min(self._side(where, side) for side in sides)
+        slowest = min(self._side(where, side) for side in sides)
+        return size * self.topology.device.cores * longest / 4 / slowest
 
     def _wait(self, where: np.ndarray, apart: int) -> float:
         """Latency of the hops: half a ring's, as both directions are used."""

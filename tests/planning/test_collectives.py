@@ -153,6 +153,21 @@ def test_a_reduction_is_a_scatter_and_a_gather():
     assert torus.seconds("all-gather", 1e9, [5]) == 0
 
 
+def test_two_devices_of_a_chip_share_its_links_and_have_a_way_of_their_own():
+    """As of tpu7x."""
+    order = [[0, *place] for place in np.ndindex(4, 4, 4) for _ in range(2)]
+    chips = network("tpu7x:4x4x4", order)
+    together = chips.seconds("all-gather", 1e9, range(128))
+    assert together == pytest.approx(1e9 * 127 / 128 / (6 * 100e9))
+    apart = chips.seconds("all-gather", 1e9, range(0, 128, 2))
+    assert apart == pytest.approx(1e9 * 63 / 64 / (3 * 100e9))
+    inside = chips.seconds("all-gather", 1e9, [0, 1])
+    assert inside == pytest.approx(1e9 / 2 / (6 * 100e9))
+    assert chips.seconds("all-to-all", 1e9, [0, 1]) == pytest.approx(1e9 / 600e9)
+    assert chips.seconds("collective-permute", 1e9, [0, 1]) == pytest.approx(1 / 600)
+    assert chips.seconds("collective-permute", 1e9, [0, 2]) == pytest.approx(1 / 50)
+
+
 def test_hosts_apart_are_as_fast_as_their_slower_network():
     near = network("h100:8").seconds("all-gather", 1e9, range(8))
     assert near == pytest.approx(1e9 * 7 / 8 / 450e9)
