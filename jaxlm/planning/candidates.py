@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from jaxlm.core.schema import leaves
-from jaxlm.planning.topology import Topology
+from jaxlm.planning.topology import Topology, sizes_on
 
 REMAT = ("none", "dots", "block", "offload")
 """``config.model.remat``, from the fastest to the least memory; those there are."""
@@ -65,7 +65,7 @@ def variants(
     found = [
         Variant(
             (*mesh, *accumulation_overrides(count), remat_override(remat)),
-            likely_bytes(facts, topology, count, remat, tensor_of(mesh)),
+            likely_bytes(facts, topology, count, remat, sizes_of(mesh, topology)),
             RECOMPUTED[remat] + 0.02 * math.log2(count) + 0.05 * place,
         )
         for (place, mesh), count, remat in product(
@@ -99,13 +99,16 @@ def likely_bytes(
     topology: Topology,
     microbatches: int,
     remat: str,
-    tensor: int,
+    sizes: Mapping[str, int],
 ) -> float:
     """A rough guess of a device's bytes: which candidates to compile, nothing else.
 
-    The state and its gradient; what each layer keeps of each token, in two bytes a
-    number; one layer whole; the logits and their gradient in fp32.
+    The state and its gradient, of which each device along ``data`` has all; what each
+    layer keeps of each token, in two bytes a number; one layer whole; the logits and
+    their gradient in fp32.
     """
+    tensor, known = sizes["tensor"], facts["mesh"]
+    more = known["fsdp"] * known["tensor"] / (sizes["fsdp"] * tensor)
     tokens = facts["tokens_per_step"] / topology.devices * tensor / microbatches
     width, inner = facts["width"], facts["mlp_width"] / tensor
     whole = 2 * (10 * width + 3 * inner)
@@ -113,18 +116,23 @@ def likely_bytes(
     layers = facts["layers"] * kept.get(remat, 0.0)
     logits = 8 * facts["outputs"] / tensor
     state = facts["optimizer_bytes"] + 2 * facts["parameter_bytes"]
-    return state + tokens * (layers + whole + logits)
+    return more * state + tokens * (layers + whole + logits)
 
 
 def mesh_choices(topology: Topology) -> list[tuple[str, ...]]:
-    """Meshes worth a try: fsdp over all; data outside of hosts or slices; tensor."""
+    """Meshes worth a try: fsdp over all; data outside of hosts or slices, or else along
+    a side of the torus; data over all, which gathers nothing; tensor."""
+    outer = topology.slices if topology.device.dimensions else topology.shape[0]
+    if outer == 1 and topology.device.dimensions:
+        outer = topology.shape[0]
     found = [mesh_overrides(data=1, fsdp=-1)]
+    if 1 < outer < topology.devices:
+        found.append(mesh_overrides(data=outer, fsdp=-1))
+    if topology.devices > 1:
+        found.append(mesh_overrides(data=-1))
     for tensor in TENSOR[1:]:
         if topology.devices % tensor == 0 and tensor <= topology.shape[-1]:
             found.append(mesh_overrides(data=1, fsdp=-1, tensor=tensor))
-    outer = topology.slices if topology.device.dimensions else topology.shape[0]
-    if outer > 1:
-        found.insert(1, mesh_overrides(data=outer, fsdp=-1))
     return found
 
 
@@ -143,9 +151,10 @@ def microbatches(config: Any, topology: Topology) -> list[int]:
     return found
 
 
-def tensor_of(mesh: tuple[str, ...]) -> int:
-    """The size of the axis ``tensor`` in overrides of a mesh."""
-    return next(int(each.partition("=")[2]) for each in mesh if ".tensor=" in each)
+def sizes_of(mesh: tuple[str, ...], topology: Topology) -> dict[str, int]:
+    """The sizes of the axes in overrides of a mesh."""
+    pairs = (each.rpartition(".")[2].split("=") for each in mesh)
+    return sizes_on(topology, {axis: int(size) for axis, size in pairs})
 
 
 def remat_choices(config: Any) -> list[str]:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jaxlm.core.config import parse_overrides, resolve
 from jaxlm.experiment.config import ExperimentConfig
-from jaxlm.planning.candidates import blocks, microbatches, remedies, variants
+from jaxlm.planning.candidates import (
+    blocks,
+    mesh_choices,
+    microbatches,
+    remedies,
+    sizes_of,
+    variants,
+)
 from jaxlm.planning.topology import parse_topology
 
 FACTS = {  # of Llama 7B on 8 devices
@@ -15,6 +24,7 @@ FACTS = {  # of Llama 7B on 8 devices
     "outputs": 32000,
     "optimizer_bytes": 6.7e9,
     "parameter_bytes": 3.4e9,
+    "mesh": {"data": 1, "fsdp": 8, "tensor": 1, "context": 1},
 }
 
 
@@ -46,6 +56,30 @@ def test_what_is_likely_too_large_is_not_compiled():
     none = variants(given, topology, FACTS, 1.0)
     assert len(none) >= len(narrow)
     assert "--config.train.accumulation=32" in none[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("h100:8", [(1, 8, 1), (8, 1, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8)]),
+        ("h100:4x8", [(1, 32, 1), (4, 8, 1), (32, 1, 1), (1, 16, 2)]),
+        ("v5e:16x16", [(1, 256, 1), (16, 16, 1), (256, 1, 1), (1, 128, 2)]),
+        ("v5p:4x4x4*2", [(1, 128, 1), (2, 64, 1), (128, 1, 1), (1, 64, 2)]),
+        ("h100:1", [(1, 1, 1)]),
+    ],
+)
+def test_meshes_split_rows_parameters_or_both(text, wanted):
+    topology = parse_topology(text)
+    found = [sizes_of(each, topology) for each in mesh_choices(topology)]
+    sizes = [(each["data"], each["fsdp"], each["tensor"]) for each in found]
+    assert sizes[: len(wanted)] == wanted
+
+
+def test_a_state_that_each_device_has_whole_is_likely_too_large():
+    given, topology = config("train.batch_size=256"), parse_topology("h100:8")
+    alone = "--config.mesh.data=-1"
+    assert any(alone in each for each in variants(given, topology, FACTS, 300e9))
+    assert not any(alone in each for each in variants(given, topology, FACTS, 80e9))
 
 
 def test_microbatches_divide_the_rows_of_each_device():
