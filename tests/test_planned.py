@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from jaxlm.core.mesh import make_mesh
@@ -62,3 +63,15 @@ def test_what_is_frozen_has_no_gradient_and_below_it_nothing_goes_back(phases, s
     wanted = (1 + reached + trainable) * layers + (1 + 2 * reached) * attention
     wanted += 3 * facts["head_flops_per_token"]
     assert facts["model_flops_per_token"] == pytest.approx(wanted)
+
+
+def test_a_step_gives_back_a_state_that_lies_as_it_took_it():
+    """Else the next step is compiled anew, and a restart sums in another order."""
+    mesh, _ = make_mesh({"data": 2, "fsdp": 2, "tensor": 2, "context": 1})
+    rules = {"width": "fsdp,tensor", "heads": "", "mlp": ""}
+    given = {f"mesh__rules__{name}": axes for name, axes in rules.items()}
+    planned = build(config(model__scan=True, data__max_length=64, **given), mesh)
+    after, _ = planned.lower().compile().output_shardings
+    leaves = jax.tree.leaves(planned.state), jax.tree.leaves(after)
+    for before, found in zip(*leaves, strict=True):
+        assert found.is_equivalent_to(before.sharding, len(before.shape))

@@ -154,7 +154,9 @@ def compiled_step(parts: Parts, states: States) -> jax.stages.Wrapped:
     """The step of a task, compiled when it is first taken in a phase."""
     objective = task_objective(parts.task, parts.model.apply)
     count = parts.accumulation
-    step = make_step(objective, states.optimizer, count, parts.task.present)
+    step = make_step(
+        objective, states.optimizer, count, parts.task.present, states.held
+    )
     platform = parts.mesh.devices.flat[0].platform
     options = COMPILER_OPTIONS.get(platform)
     return jax.jit(step, donate_argnums=0, compiler_options=options)

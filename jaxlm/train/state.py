@@ -86,6 +86,20 @@ class States:
             self._placed(phase),
         )
 
+    def held(self, state: State) -> State:
+        """A state, inside a step, told to lie as the step was given it.
+
+        Left to the compiler, the result of some layouts lies otherwise: the next step
+        would be compiled anew, and one after a restart, whose state lies by the rules,
+        would sum in another order.
+        """
+        structure = jax.tree.structure(state.trainable)
+        placed = (self._placed(phase) for phase in range(len(self.phases.begins)))
+        mine = next(
+            each for each in placed if jax.tree.structure(each.trainable) == structure
+        )
+        return jax.lax.with_sharding_constraint(state, mine)
+
     def _make(self, params: Params, seed: int, phase: int = 0) -> State:
         trainable, frozen = self.phases.split(params, phase)
         moments = self.optimizer.init(trainable)

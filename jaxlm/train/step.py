@@ -27,10 +27,12 @@ def make_step(
     optimizer: optax.GradientTransformation,
     accumulation: int = 1,
     present: Present = lambda batch, key: batch,
+    held: Callable[[State], State] = lambda state: state,
 ) -> Step:
     """Build ``step(state, batch) -> (state, figures)``.
 
-    ``present`` is what a task makes of the whole batch first, by a key of the step.
+    ``present`` is what a task makes of the whole batch first, by a key of the step;
+    ``held`` tells the compiler how the state lies (``States.held``).
 
     Weights depend on the batch alone: they are summed over the whole global batch
     first, and every microbatch is divided by that figure. So 1, 4 or 8 microbatches or
@@ -61,7 +63,7 @@ def make_step(
         state = state._replace(
             trainable=trainable, optimizer=moments, step=state.step + 1
         )
-        return state, figures
+        return held(state), figures
 
     return step
 
