@@ -20,6 +20,10 @@ FREE = frozenset(
      "optimization-barrier", "iota", "add-dependency", "domain", "send", "recv")
 )  # fmt: skip
 """What moves nothing itself."""
+NOTES = re.compile(
+    r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"'
+)
+"""Custom calls by which a TPU's compiler sets memory aside, or notes a fact."""
 VIEWS = ("bitcast", "get-tuple-element", "reshape")
 
 
@@ -133,6 +137,8 @@ def moved(module: Module, inside: Computation, each: Instruction) -> float:
     written: the weights of one layer, of a whole stack.
     """
     if each.opcode in FREE or each.opcode.endswith("-done"):
+        return 0.0
+    if each.opcode == "custom-call" and NOTES.search(each.rest):
         return 0.0
     if each.opcode == "copy-start":  # to or from memory on the chip: one side counts
         source, target = inside.arrays(each, 0)[0], each.arrays[0]
