@@ -69,12 +69,13 @@ class Hosts:
     def alike(self, what: Mapping[str, Any]) -> None:
         """Refuse flags or config values that differ: they would wait for ever.
 
-        ``what``: their values, which JSON holds, by their names.
+        ``what``: their values, which JSON holds, by their names. How many processes
+        there are is always among them.
 
         Raises:
           UserError: another process has another value.
         """
-        found = self.gather(dict(what))
+        found = self.gather({"--processes": self.count, **what})
         for index, each in enumerate(found):
             for name in found[0] | each:
                 own, first = each.get(name), found[0].get(name)

@@ -124,6 +124,20 @@ def test_what_is_asked_for_differently_is_refused_everywhere_by_name(group):
     assert message.startswith("--step: process 1 of 2 has 'best', process 0 None;")
 
 
+def test_another_number_of_processes_is_refused_by_name(group):
+    """Its mesh would be said to leave a process out that nobody started."""
+
+    def act(one):
+        one.count += one.index
+        with pytest.raises(UserError) as caught:
+            one.alike({"--step": "best"} if one.index else {})
+        return str(caught.value)
+
+    first, second = each(group(2), act)
+    assert first.startswith("--processes: process 1 of 2 has 3, process 0 2;")
+    assert second.startswith("--processes: process 1 of 3 has 3, process 0 2;")
+
+
 def test_a_log_that_cannot_be_written_is_the_user_s_to_mend(group, tmp_path):
     (tmp_path / "logs").touch()
     other = group(2)[1]
