@@ -209,10 +209,10 @@ def make_mesh(sizes: Mapping[str, int]) -> tuple[Mesh, str | None]:
     rest = [axis for axis, size in shape.items() if size == -1]
     text = " x ".join(f"{axis}={size}" for axis, size in shape.items())
     if fixed > len(devices) or (rest and len(devices) % fixed):
+        remedy = "lower a size" + (" or set one to -1" if not rest else "")
         raise UserError(
             f"config.mesh: {text} needs {'a multiple of ' if rest else ''}{fixed}"
-            f" devices and this machine has {len(devices)}; lower a size or set"
-            " one to -1"
+            f" devices and there are {len(devices)}; {remedy}"
         )
     for axis in rest:
         shape[axis] = len(devices) // fixed

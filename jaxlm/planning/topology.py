@@ -152,9 +152,10 @@ def sizes_on(topology: Topology, sizes: Mapping[str, int]) -> dict[str, int]:
     if count % fixed if rest else fixed != count:
         text = " x ".join(f"{axis}={size}" for axis, size in shape.items())
         needed = "a multiple of " if rest else ""
+        remedy = "change a size" + (" or set one to -1" if not rest else "")
         raise UserError(
             f"config.mesh: {text} needs {needed}{fixed} devices and --topology="
-            f"{topology.text} has {count}; change a size or set one to -1"
+            f"{topology.text} has {count}; {remedy}"
         )
     for axis in rest:
         shape[axis] = count // fixed

@@ -72,8 +72,9 @@ def test_the_rest_of_a_mesh_is_filled_in():
     "sizes", [{"data": -1, "fsdp": 3}, {"data": 1, "fsdp": 32}, {"data": 2, "fsdp": 64}]
 )
 def test_a_mesh_of_another_number_of_devices_is_refused(sizes):
-    with pytest.raises(UserError, match=r"config.mesh: .* has 64"):
+    with pytest.raises(UserError, match=r"config.mesh: .* has 64") as problem:
         sizes_on(parse_topology("v5p:4x4x4"), sizes)
+    assert ("set one to -1" in str(problem.value)) == (-1 not in sizes.values())
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
