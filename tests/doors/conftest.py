@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -65,15 +66,34 @@ def trained(workdir: Path, spec: str, overrides: tuple[str, ...]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ner_run(tmp_path_factory):
-    """A run whose F1 is neither 0 nor 1; tests may evaluate in it, not harm it."""
-    return trained(tmp_path_factory.mktemp("runs") / "ner", "ner.py:tiny", NER)
+def run_of(tmp_path_factory):
+    """``run_of(spec, overrides)``: one worker of pytest-xdist trains for all."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def run_of(spec: str, overrides: tuple[str, ...]) -> Path:
+        name = spec.partition(".")[0]
+        whole = shared / f"{name}-of-all-workers"
+        with open(f"{whole}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                made = trained(tmp_path_factory.mktemp("made") / name, spec, overrides)
+                made.rename(whole)
+        return shutil.copytree(whole, tmp_path_factory.mktemp("runs") / name)
+
+    return run_of
 
 
 @pytest.fixture(scope="session")
-def topics_run(tmp_path_factory):
+def ner_run(run_of):
+    """A run whose F1 is neither 0 nor 1; tests may evaluate in it, not harm it."""
+    return run_of("ner.py:tiny", NER)
+
+
+@pytest.fixture(scope="session")
+def topics_run(run_of):
     """The same of text classification."""
-    return trained(tmp_path_factory.mktemp("runs") / "cls", "classify.py:tiny", TOPICS)
+    return run_of("classify.py:tiny", TOPICS)
 
 
 @pytest.fixture
