@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import FLAGS
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(600)  # a recipe is three processes, one after another
 COPIED = ("jaxlm", "configs", "tests", "pyproject.toml")
@@ -27,7 +29,8 @@ class Copy:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        ignored = shutil.ignore_patterns("__pycache__")
+        # With what Python compiled of it, but not what it is just compiling.
+        ignored = shutil.ignore_patterns("*.pyc.*")
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
@@ -61,8 +64,7 @@ class Copy:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder),
             "HF_HUB_OFFLINE": "1",
-            # That of conftest.py is for eight devices.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": " ".join(each for each in FLAGS if "device_count" not in each),
         }
         done = subprocess.run(
             ["bash", "-euc", commands],
