@@ -56,7 +56,7 @@ def plan(wanted: Wanted, say: Say) -> Outcome:
     Raises:
       UserError: something a user can mend.
     """
-    (trial,) = run(wanted, [()], say)
+    (trial,) = run(wanted, [()], say, alone=True)
     if trial.plan is None:
         raise UserError(trial.refused)
     if trial.plan.fits:
@@ -160,8 +160,19 @@ def _rank(trial: Trial) -> tuple[int, float]:
     return 0, -trial.plan.tokens_per_second
 
 
-def run(wanted: Wanted, chosen: Iterable[tuple[str, ...]], say: Say) -> list[Trial]:
-    """A trial of each set of overrides, as many at a time as memory allows."""
+def run(
+    wanted: Wanted,
+    chosen: Iterable[tuple[str, ...]],
+    say: Say,
+    *,
+    alone: bool = False,
+) -> list[Trial]:
+    """A trial of each set of overrides, as many at a time as memory allows.
+
+    Raises:
+      RuntimeError: the compiler of one that is asked for ``alone`` failed; another's
+        failure is its trial's.
+    """
     waiting, running, done = list(chosen), dict[int, Compilation](), dict[int, Trial]()
     order = list(waiting)
     most = wanted.jobs or jobs_allowed()
@@ -177,7 +188,7 @@ def run(wanted: Wanted, chosen: Iterable[tuple[str, ...]], say: Say) -> list[Tri
                     done[place] = Trial(overrides, None, str(problem))
             for place, each in list(running.items()):
                 if each.poll(0.2):
-                    trial = _trial(wanted, order[place], each, len(order) > 1)
+                    trial = _trial(wanted, order[place], each, alone)
                     done[place] = trial
                     del running[place]
                     end = "done" if trial.plan is not None else "refused"
@@ -193,15 +204,15 @@ def run(wanted: Wanted, chosen: Iterable[tuple[str, ...]], say: Say) -> list[Tri
 
 
 def _trial(
-    wanted: Wanted, overrides: tuple[str, ...], each: Compilation, among: bool
+    wanted: Wanted, overrides: tuple[str, ...], each: Compilation, alone: bool
 ) -> Trial:
-    """What came of a compilation; one ``among`` others may fail, whatever it is by."""
+    """What came of a compilation; one that is not ``alone`` may fail by anything."""
     try:
         return Trial(overrides, Plan(wanted.topology, each.result()))
     except UserError as problem:
         return Trial(overrides, None, str(problem))
     except RuntimeError as problem:
-        if not among:
+        if alone:
             raise
         return Trial(overrides, None, str(problem).strip().splitlines()[-1])
 

@@ -33,7 +33,7 @@ def searched(monkeypatch, sizes, speed):
     """The outcome of a search, and all that it compiled, by ``speed(overrides)``."""
     compiled = []
 
-    def run(wanted, chosen, say):
+    def run(wanted, chosen, say, **alone):
         compiled.extend(chosen)
         return [trial(each) for each in chosen]
 
@@ -84,7 +84,7 @@ def test_what_needs_more_is_no_help(monkeypatch, own, useful):
     wanted = planner.Wanted(None, configure, parse_topology("v5p:4x4x4"))
     needs, first = [95, 80, 0, 10], SimpleNamespace(fits=False, needed=own)
 
-    def run(wanted, chosen, say):
+    def run(wanted, chosen, say, **alone):
         if list(chosen) == [()]:
             return [Trial((), first)]
         plans = [SimpleNamespace(fits=n == 10, needed=n) for n in needs]
@@ -93,6 +93,23 @@ def test_what_needs_more_is_no_help(monkeypatch, own, useful):
     monkeypatch.setattr(planner, "run", run)
     found = planner.plan(wanted, lambda line: None)
     assert [each.plan.needed for each in found.trials] == useful
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_compiler_that_crashes_costs_its_own_trial_and_no_other(alone):
+    crashed = SimpleNamespace(result=lambda: crash())
+
+    def crash():
+        raise RuntimeError("the compiler ended by itself\nSIGSEGV")
+
+    if alone:
+        with pytest.raises(RuntimeError, match="SIGSEGV"):
+            planner._trial(SimpleNamespace(topology=None), (), crashed, True)
+    else:
+        assert (
+            planner._trial(SimpleNamespace(topology=None), (), crashed, False).refused
+            == "SIGSEGV"
+        )
 
 
 def test_of_blocks_as_fast_the_largest_is_taken(monkeypatch):
