@@ -199,6 +199,14 @@ def test_a_claim_waits_for_one_who_only_asks(finished):
     timer.join()
 
 
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for workdir in ("runs/a/b", "mine/c"):
+        with pytest.raises(UserError), claim(tmp_path / workdir, config(), False):
+            raise UserError("the data is empty")
+    assert [str(each.name) for each in tmp_path.rglob("*")] == ["mine"]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

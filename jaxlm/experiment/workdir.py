@@ -58,7 +58,7 @@ def claim(
         hosts.barrier()
         yield
         return
-    made = not workdir.exists()
+    made = [each for each in (workdir, *workdir.parents) if not each.exists()]
     writable_directory(workdir)
     handle = os.open(workdir, os.O_RDONLY)
     try:
@@ -80,9 +80,9 @@ def claim(
         hosts.barrier()
         yield
     finally:
-        if made:  # and refused: nothing was begun, so that it is empty
-            with suppress(OSError):
-                workdir.rmdir()
+        with suppress(OSError):  # of those that hold something
+            for each in made:  # by what was refused: nothing was begun
+                each.rmdir()
         os.close(handle)
 
 
