@@ -22,6 +22,7 @@ from jaxlm.models.exporting import (
     export_source,
     param_tensors,
 )
+from jaxlm.models.families import Family
 from jaxlm.train.recorded import read_object
 
 HEADS = {
@@ -38,6 +39,18 @@ AUTO = {
     "answers": "AutoModelForQuestionAnswering",
     "detector": "AutoModelForPreTraining",
 }
+MASKED_LM = (
+    "albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "roberta",
+    "xlm-roberta",
+)  # fmt: skip
+CAUSAL_LM = {
+    "bert": "BertLMHeadModel", "electra": "ElectraForCausalLM",
+    "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM",
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "roberta": "RobertaForCausalLM", "xlm-roberta": "XLMRobertaForCausalLM",
+}  # fmt: skip
 SPECIAL = {
     "pad_token": ("[PAD]", "<pad>"),
     "unk_token": ("[UNK]", "<unk>"),
@@ -66,7 +79,7 @@ def export_run(
     model = run.workdir / "model"
     family, transformer, hf = read_config(model)
     if head == "language":
-        name = language_class(hf, transformer.causal)
+        name = language_class(family, transformer.causal)
     else:
         name = family.class_name(head) if head else None
     if head is None or name is None:
@@ -101,14 +114,15 @@ def export_run(
         (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def language_class(hf: dict[str, Any], causal: bool) -> str | None:
-    """The class of transformers for a family's head over the vocabulary."""
-    from transformers.models.auto import modeling_auto
+def language_class(family: Family, causal: bool) -> str | None:
+    """The class of transformers for a family's head over the vocabulary.
 
-    names = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    By tables of our own: transformers hides its tables where there is no PyTorch.
+    """
     if causal:
-        names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return names.get(hf["model_type"])
+        return CAUSAL_LM.get(family.model_type)
+    masked = family.model_type in MASKED_LM
+    return f"{family.stem}ForMaskedLM" if masked else None
 
 
 def sources(run: Run) -> list[Path]:

@@ -9,6 +9,7 @@ import pytest
 from jaxlm.core.errors import UserError
 from jaxlm.core.safetensors import open_weights
 from jaxlm.core.shards import parse_size
+from jaxlm.experiment.exporting import language_class
 from jaxlm.models.exporting import param_tensors
 from jaxlm.models.families import FAMILIES
 from jaxlm.models.pretrained import load
@@ -97,6 +98,18 @@ def test_names_of_classes_are_those_of_transformers(torch):
             ours = family.class_name(kind)
             if kind in family.heads:
                 assert ours == theirs.get(family.model_type), (family.model_type, kind)
+
+
+def test_language_models_have_the_classes_of_transformers(torch):
+    """As its own tables have them, which are hidden where there is no PyTorch."""
+    from transformers.models.auto import modeling_auto as auto
+
+    masked = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    for family in FAMILIES.values():
+        kind = family.model_type
+        assert language_class(family, causal=False) == masked.get(kind), kind
+        assert language_class(family, causal=True) == causal.get(kind), kind
 
 
 def test_the_classifier_of_texts_has_a_bias_where_transformers_has_one():
