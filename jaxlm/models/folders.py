@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,8 @@ def open_tokenizer(folder: Path) -> Any:
             f"{folder}: no tokenizer; one of {', '.join(VOCABULARIES)} must lie"
             " beside config.json"
         )
+    # Or it says, where there is no torch, that models cannot be had: not from us.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:
