@@ -18,12 +18,13 @@ from jaxlm.train.events import Events
 from jaxlm.train.records import RunRecords
 from jaxlm.train.saving import NotSaved, Saving
 from tests.conftest import LEFTOVERS
-from tests.small_runs import config, quietly
+from tests.small_runs import ONE_LAYER, config, quietly
 from tools.soak import arrays, files, lines
 
 pytestmark = [pytest.mark.usefixtures("compiled_once"), *LEFTOVERS]
 STEPS = 8
 SMALL = {
+    "model__pretrained": ONE_LAYER,
     "data__train": "sample:ner[:24]",
     "data__validation": "sample:ner[:8]",
     "train__steps": STEPS,
