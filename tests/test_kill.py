@@ -8,11 +8,13 @@ import time
 
 import pytest
 
+from tests.small_runs import ONE_LAYER
 from tools import soak
 from tools.soak import arrays, lines
 
 NER, STEPS = "--config=configs/ner.py:tiny", 24
 SMALL = {
+    "model.pretrained": ONE_LAYER,
     "data.train": "sample:ner[:24]",
     "data.validation": "sample:ner[:8]",
     "data.test": "",
@@ -112,16 +114,12 @@ def kill_at(moments, runs, whole, workdir):
     assert json.loads((workdir / "status.json").read_text())["state"] == "finished"
 
 
-def test_a_run_killed_as_a_checkpoint_appears_ends_with_the_same_bits(
+def test_a_run_killed_as_a_checkpoint_appears_and_between_two_ends_with_the_same_bits(
     runs, whole, tmp_path
 ):
-    kill_at([when_a_checkpoint_appears(3)], runs, whole, tmp_path)
-
-
-def test_a_run_killed_between_two_checkpoints_ends_with_the_same_bits(
-    runs, whole, tmp_path
-):
-    kill_at([when_a_line_says(10)], runs, whole, tmp_path)
+    # The second time it goes on from checkpoints of a run that went on itself.
+    moments = [when_a_checkpoint_appears(3), when_a_line_says(14)]
+    kill_at(moments, runs, whole, tmp_path)
 
 
 @pytest.mark.slow
