@@ -20,11 +20,20 @@ from jaxlm.core.files import read_json
 from jaxlm.experiment.training import train
 from launch import local
 from tests.damages import flipped
-from tests.small_runs import NER, STEPS, config, lines, losses, quietly
+from tests.small_runs import (
+    NER,
+    ONE_LAYER,
+    STEPS,
+    config,
+    lines,
+    losses,
+    quietly,
+)
 from tools.soak import arrays
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("compiled_once")]
 SMALL = {
+    "model__pretrained": ONE_LAYER,
     "data__train": "sample:ner[:60]",
     "data__validation": "sample:ner[:16]",
     "data__test": "sample:ner[:9]",  # does not divide over the processes
@@ -192,9 +201,9 @@ def test_only_the_first_process_prints(history):
     code, output = history["stopped"]
     where = history["workdir"] / "logs" / "process-N.log"
     assert f"process 0 of 2; the others write to {where}" in output
-    assert output.count("model  random:tiny") == 1
+    assert output.count(f"model  {ONE_LAYER}") == 1
     log = log_of(history["workdir"])
-    assert log.count("model  random:tiny") == 3  # one for each start
+    assert log.count(f"model  {ONE_LAYER}") == 3  # one for each start
     assert "Traceback" not in output + log
 
 

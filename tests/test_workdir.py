@@ -14,7 +14,7 @@ from jaxlm.core import config as configs
 from jaxlm.core.errors import UserError
 from jaxlm.experiment.training import train
 from jaxlm.experiment.workdir import OURS, claim, empty
-from tests.small_runs import config, lines, losses, quietly
+from tests.small_runs import ONE_LAYER, config, lines, losses, quietly
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 WHOLE = {
@@ -117,7 +117,8 @@ def test_overwrite_says_what_it_deletes_and_leaves_the_rest(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     configs.write(tmp_path / "config.json", config(), configs.versions())
     said = []
-    train(config(train__steps=1), tmp_path, overwrite=True, say=said.append)
+    made = config(train__steps=1, mesh__data=1)
+    train(made, tmp_path, overwrite=True, say=said.append)
     deleted = next(line for line in said if line.startswith("--overwrite deletes"))
     assert "checkpoints" in deleted and "metrics.jsonl" in deleted
     assert "notes" not in deleted and (tmp_path / "notes.txt").exists()
@@ -251,6 +252,7 @@ def test_changed_labels_are_refused_rather_than_mixed(tmp_path):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     workdir = tmp_path / "run"
     changes = {"data__train": str(path), "train__steps": 1, "mesh__data": 1}
+    changes["model__pretrained"] = ONE_LAYER
     train(config(**changes), workdir, say=quietly)
     path.write_text(path.read_text().replace("B-LOC", "B-CITY"))
     (workdir / "status.json").unlink()

@@ -8,12 +8,13 @@ from jaxlm.core.errors import UserError
 from jaxlm.experiment.runs import Run
 from jaxlm.experiment.training import train
 from tests.damages import DAMAGES, deleted, emptied, flipped, truncated
-from tests.small_runs import config, quietly
+from tests.small_runs import ONE_LAYER, config, quietly
 from tools.soak import arrays
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 STEPS = 4
 SMALL = {
+    "model__pretrained": ONE_LAYER,
     "data__train": "sample:ner[:16]",
     "data__validation": "sample:ner[:8]",
     "data__test": "sample:ner[:4]",
