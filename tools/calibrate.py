@@ -140,25 +140,30 @@ def predicted(point: Point) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"the plan failed with code {done.returncode}")
     found = json.loads(done.stdout)
-    names = ("fits", "step_seconds", "mfu", "recompute_overhead", "versions")
+    names = (
+        "fits", "step_seconds", "compiler_cycle_seconds", "mfu", "recompute_overhead",
+        "versions",
+    )  # fmt: skip
     return {name: found.get(name) for name in names}
 
 
 def table(kept: dict[str, Any]) -> str:
     """One line a point."""
     lines = [
-        "| step | published | predicted | difference | used to fit | source |",
-        "|---|---|---|---|---|---|",
+        "| step | published | predicted | difference | the compiler's cycles | used to"
+        " fit | source |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, point in POINTS.items():
         if (found := kept.get(name)) is None or found["step_seconds"] is None:
             continue
-        seconds = found["step_seconds"]
+        seconds, cycles = found["step_seconds"], found.get("compiler_cycle_seconds")
+        counted = f"{cycles:.4g} s, {cycles / point.seconds - 1:+.1%}" if cycles else ""
         lines.append(
             f"| {point.model} on `{point.topology}`, {point.rows} x {point.length:,} a"
             f" device | {point.seconds:.4g} s | {seconds:.4g} s |"
-            f" {seconds / point.seconds - 1:+.1%} | {'yes' if point.fitted else 'no'} |"
-            f" {point.source} |"
+            f" {seconds / point.seconds - 1:+.1%} | {counted} |"
+            f" {'yes' if point.fitted else 'no'} | {point.source} |"
         )
     return "\n".join(lines)
 
