@@ -104,8 +104,9 @@ def table(plans: dict[str, Any]) -> str:
     """One line a case."""
     lines = [
         "| config | machines | changed | a device | compiled in | beyond the model's"
-        " FLOPs | step | MFU | tokens/s | held, beside products, by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        " FLOPs | step | the compiler's cycles | MFU | tokens/s | held, beside"
+        " products, by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, case in CASES.items():
         if name in plans:
@@ -124,7 +125,7 @@ def row(case: Case, plan: dict[str, Any]) -> str:
         f"{plan['compile_seconds']:.0f} s",
     ]
     if not plan["fits"]:
-        return "| " + " | ".join([*cells, "does not fit", *[""] * 4]) + " |"
+        return "| " + " | ".join([*cells, "does not fit", *[""] * 5]) + " |"
     step = plan["step_seconds"]
     held = [
         f"{each['what']} ({each['seconds'] / step:.1%})"
@@ -133,6 +134,7 @@ def row(case: Case, plan: dict[str, Any]) -> str:
     cells += [
         f"{plan['recompute_overhead']:+.0%}",
         f"{step:.3g} s",
+        f"{cycles:.3g} s" if (cycles := plan["compiler_cycle_seconds"]) else "",
         f"{plan['mfu']:.1%}",
         f"{plan['tokens_per_second']:,.0f}",
         "; ".join(held),
