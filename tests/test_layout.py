@@ -68,8 +68,8 @@ CARD = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3", process_index=0)
 @pytest.mark.parametrize(
     ("compiler", "devices", "text", "candidates"),
     [
-        ("libtpu", [chip(x, y) for x in (0, 1) for y in (0, 1)], "v5e:2x2", 2),
-        ("jax_cuda12_plugin", [CARD] * 4, "h100:1x4", 3),
+        ("libtpu", [chip(x, y) for x in (0, 1) for y in (0, 1)], "v5e:2x2", 4),
+        ("jax_cuda12_plugin", [CARD] * 4, "h100:1x4", 4),
     ],
     ids=["tpu", "gpu"],
 )
