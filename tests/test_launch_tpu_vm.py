@@ -1,17 +1,10 @@
-"""launch/tpu_vm.py and worker.sh: stand-ins for gcloud and the trainer, real workers.
-
-A worker is a folder with the real worker.sh; ssh runs its commands there, scp copies
-there, and the bucket is one more folder. An event in ``plan`` says what becomes of each
-start of the trainer.
-"""
+"""launch/tpu_vm.py on a slice of stand-ins (``tests/slices.py``)."""
 
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,94 +13,16 @@ from launch.queued import Queued, hosts, provide
 from launch.shell import Shell
 from launch.trainer import default_run
 from tests.launching import ROOT, launch, stand_in
+from tests.slices import slice_in, until
 
 TRAINER = ("--", "--config=configs/ner.py", "--config.task.labels=A 'B")
-GCLOUD = r"""#!/bin/bash
-{ printf '%s\0' "${0##*/}" "$@"; printf '\2\3'; } >>"$NOTES"
-cloud=$(dirname "$NOTES") command='' workers='0' files=()
-for word in "$@"; do
-    case $word in
-        --command=*) command=${word#--command=} ;;
-        --worker=all) workers='0 1' ;;
-        */jaxlm.*) files+=("$word") ;;
-    esac
-done
-case "$*" in
-    *buckets*) echo "${NAMESPACE-True}" ;;
-    *queued-resources\ describe*)
-        if [[ -e $cloud/denied ]]; then echo "PERMISSION_DENIED" >&2; exit 1; fi
-        [[ -e $cloud/state ]] || { echo "ERROR: NOT_FOUND: no such" >&2; exit 1; }
-        head -n 1 "$cloud/state"
-        [[ $(wc -l <"$cloud/state") = 1 ]] || sed -i 1d "$cloud/state" ;;
-    *queued-resources\ create*)
-        printf '%s\n' WAITING_FOR_RESOURCES PROVISIONING "${THEN:-ACTIVE}" \
-            >"$cloud/state"
-        mkdir -p "$cloud"/worker-{0,1} ;;
-    *queued-resources\ delete*) rm -rf "$cloud/state" "$cloud"/worker-* ;;
-    *" ssh "* | *" scp "*)
-        [[ $(head -n 1 "$cloud/state") = ACTIVE ]] || exit 255
-        [[ $command != *" logs" || ! -e $cloud/cut ]] || { rm "$cloud/cut"; exit 255; }
-        for i in $workers; do
-            home=$cloud/worker-$i
-            mkdir -p "$home/.jaxlm/venv/bin"
-            cp "$cloud"/venv/* "$home/.jaxlm/venv/bin/"
-            [[ ! ${files[*]} ]] || cp -p "${files[@]}" "$home"
-            [[ ! $command ]] || (cd "$home" && HOME=$home bash -c "$command") || exit $?
-        done ;;
-esac
-"""
-PYTHON = r"""#!/bin/bash
-# As "python -m jaxlm.main ...": does the next line of the plan on the first worker.
-exec -a "$0 $*" bash "$(dirname "$NOTES")/venv/trainer" "$@"
-"""
-TRAIN = r"""cloud=$(dirname "$NOTES") event=''
-[[ $HOME != *worker-1 ]] || exit 0
-event=$(head -n 1 "$cloud/plan") && sed -i 1d "$cloud/plan"
-mkdir -p runs/ner && echo "$event" >>runs/ner/metrics.jsonl
-printf '%s\n' "$@" >"$cloud/arguments"
-echo "token ${HF_TOKEN:-none}" >"$cloud/token"
-echo "event $event"
-case $event in
-    preempted) echo SUSPENDED >"$cloud/state"; exit 143 ;;
-    until-logs) while [[ $(grep -c logs "$NOTES") -lt 2 ]]; do sleep 0.1; done ;;
-    waits) trap 'echo saved; exit 143' TERM; read -t 20 <> <(:) ;;
-    *) exit "$event" ;;
-esac
-"""
-GIT = """#!/bin/bash
-case $1 in
-    archive) tar -czf "${3#--output=}" -C "$CHECKOUT" launch ;;
-    cat-file) [[ $3 = HEAD:./configs/ner.py && ! -e $(dirname "$NOTES")/new ]] ;;
-esac
-"""
-
-
-GCSFUSE = """#!/bin/bash
-rmdir "${@: -1}" && ln -s "$(dirname "$NOTES")/bucket" "${@: -1}"
-"""
-MOUNTPOINT = """#!/bin/bash
-[[ -L $2 ]]
-"""
 
 
 @pytest.fixture
 def cloud(tmp_path):
     """A folder with the stand-ins, in which launchers run."""
-    for name, text in {
-        "gcloud": GCLOUD,
-        "git": GIT,
-        "gcsfuse": GCSFUSE,
-        "mountpoint": MOUNTPOINT,
-    }.items():
-        stand_in(tmp_path, name, text)
-    for folder in ("venv", "bucket"):
-        (tmp_path / folder).mkdir()
-    stand_in(tmp_path / "venv", "python", PYTHON)
-    stand_in(tmp_path / "venv", "pip", "#!/bin/bash\n")
-    (tmp_path / "venv/trainer").write_text(TRAIN)
-    yield tmp_path
-    for pid in tmp_path.glob("worker-*/.jaxlm/pid"):
-        subprocess.run(["kill", "-KILL", pid.read_text().strip()], capture_output=True)
+    with slice_in(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -222,13 +137,6 @@ def tpu_in_background(cloud):
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_secret_is_copied_in_a_file_for_its_owner_alone(tpu, cloud):
@@ -384,91 +292,3 @@ def test_the_run_is_named_as_the_trainer_names_it(spec):
     from jaxlm.main import default_workdir
 
     assert Path("runs") / default_run(spec) == default_workdir(spec)
-
-
-@pytest.fixture
-def worker(cloud):
-    """Runs a verb of worker.sh in a home, with the stand-in for the trainer."""
-    home = cloud / "worker-0"
-    (home / "jaxlm/launch").mkdir(parents=True)
-    script = home / "jaxlm/launch/worker.sh"
-    script.write_text((ROOT / "launch/worker.sh").read_text())
-    bin = home / ".jaxlm/venv/bin"
-    bin.mkdir(parents=True)
-    for each in (cloud / "venv").iterdir():
-        stand_in(bin, each.name, each.read_text())
-
-    def run(*words, plan=()):
-        if plan:
-            (cloud / "plan").write_text("".join(f"{each}\n" for each in plan))
-        return subprocess.run(
-            ["bash", script, *words],
-            env={
-                **os.environ,
-                "PATH": f"{cloud}:{os.environ['PATH']}",
-                "HOME": str(home),
-                "NOTES": str(cloud / "notes"),
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    return run
-
-
-def test_a_trainer_outlives_its_start_and_is_stopped_by_a_signal_that_it_sees(worker):
-    assert worker("state").stdout == "none\n"
-    assert worker("start", "--x", plan=["waits"]).returncode == 0
-    assert worker("state").stdout == "running\n"
-    assert "already running" in worker("start", "--x").stdout
-    until(lambda: "event" in worker("status").stdout)
-    assert worker("stop", "20").stdout.endswith(": stopped 143\n")
-    assert "saved" in worker("status").stdout
-
-
-def test_logs_end_with_the_trainer_and_give_its_exit_code(worker):
-    worker("start", plan=["7"])
-    done = worker("logs")
-    assert done.returncode == 7
-    assert "event 7" in done.stdout and done.stdout.endswith(": ended 7\n")
-
-
-def test_a_trainer_that_vanished_is_lost_and_can_be_started_again(worker, cloud):
-    worker("start", plan=["waits", "0"])
-    until(lambda: "event" in worker("status").stdout)
-    kept = cloud / "worker-0/.jaxlm"
-    pid = int((kept / "pid").read_text())
-    parent = int(Path(f"/proc/{pid}/stat").read_text().split(") ")[1].split()[1])
-    for each in (parent, pid):  # as when the machine is restarted
-        os.kill(each, signal.SIGKILL)
-    until(lambda: worker("state").stdout == "lost\n")
-    assert worker("start").returncode == 0
-    assert worker("logs").returncode == 0
-
-
-def test_a_python_that_the_image_has_not_is_fetched_by_uv(worker, cloud):
-    python = '#!/bin/bash\necho "$*" >>"$NOTES"\n'
-    stand_in(cloud, "python3", python)
-    kept = cloud / "worker-0/.jaxlm"
-    (kept / "venv").rename(kept / "before")
-    done = worker("install", "python3.19")
-    assert done.returncode != 0  # the stand-in for uv makes no environment
-    assert (cloud / "notes").read_text().splitlines() == [
-        "-m pip install --user --quiet uv",
-        f"-m uv venv --quiet --seed --python 3.19 {kept}/venv",
-    ]
-
-
-@pytest.mark.parametrize("words", [(), ("destroy",)])
-def test_a_verb_that_is_not_known_is_refused(worker, words):
-    done = worker(*words)
-    assert done.returncode == 2 and "allowed are install, start" in done.stderr
-
-
-def test_runs_of_a_worker_are_not_hidden_by_the_bucket(worker, cloud):
-    run = cloud / "worker-0/jaxlm/runs/old"
-    run.mkdir(parents=True)
-    done = worker("install", "python3", "mine/runs")
-    assert done.returncode == 2 and "not empty" in done.stderr
-    assert run.exists()

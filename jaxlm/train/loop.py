@@ -141,8 +141,8 @@ def fit(
 
     ``headline`` names the validation metric that an epoch's line shows. ``turns`` are
     the steps after which a phase begins, and what makes its first state. ``elapsed`` is
-    the seconds that the run has trained before. ``ready`` is asked after so
-    many steps whether to take the next, of this batch; it may take the time to compile.
+    the seconds that the run has trained before. ``ready`` is asked after so many steps
+    whether to take the next, of this batch; it may take the time to compile.
 
     Raises:
       Diverged: the loss became NaN or infinite; the last checkpoint is from before.
@@ -196,15 +196,17 @@ def fit(
             return state
     clock.pause()
     for planned, batch in loader.iterate(number):
-        if not ready(number, batch):
-            if number > written:
-                line(number)
-            if number > start:
-                checkpoints.save(state)
-            break
         if number in turns:  # a phase begins
             meter.fetch()
             clock.pause()
+        if not ready(number, batch):
+            clock.resume()
+            if number > written:
+                line(number)
+            if number > start:  # as the phase before left it
+                checkpoints.save(state)
+            break
+        if number in turns:
             state = turns[number](state)
         state, figures = step(state, batch)
         number += 1
@@ -274,8 +276,10 @@ class Clock:
         self._paused = self._paused or (time.perf_counter(), self.loader.wait_seconds)
 
     def resume(self) -> None:
-        """Go on with the lap where ``pause`` left it."""
-        began, waited = self._paused or (0.0, 0.0)
+        """Go on with the lap where ``pause`` left it, if it did."""
+        if self._paused is None:
+            return
+        began, waited = self._paused
         self._began += time.perf_counter() - began
         self._waited += self.loader.wait_seconds - waited
         self._paused = None

@@ -232,6 +232,31 @@ def test_a_line_is_about_the_steps_since_the_line_before(tmp_path):
     assert lines[8]["loss"] == pytest.approx((49 + 64) / (7 + 8))
 
 
+def test_what_a_phase_takes_to_compile_is_no_time_of_training(tmp_path):
+    def ready(number, batch):
+        time.sleep(0.5 * (number == 5))
+        return True
+
+    run = Running(tmp_path, plan=due(log=1), turns={5: lambda s: s}, ready=ready)
+    run.fit()
+    assert run.lines()[STEPS]["seconds"] < 0.5
+
+
+def test_a_step_that_is_not_to_be_taken_leaves_the_line_and_the_save_of_the_one_before(
+    tmp_path,
+):
+    turned = []
+
+    def turn(state):
+        turned.append(int(state.step))
+        return state
+
+    run = Running(tmp_path, turns={5: turn}, ready=lambda number, batch: number != 5)
+    assert int(run.fit().step) == 5
+    assert list(run.lines()) == [3, 4, 5] and list(run.checkpoints.saved) == [4, 5]
+    assert run.lines()[5]["loss"] == pytest.approx(5.0) and not turned
+
+
 def test_a_line_has_the_rate_that_its_step_was_taken_with(tmp_path):
     run = Running(tmp_path)
     run.fit()
